@@ -80,7 +80,7 @@ def check_update_lists(op: str, params, grads, momentum_buffers, masks, momentum
             raise ValueError(f"{op}: grads[{i}]: expected shape {list(param.shape)}, got {list(grad.shape)}")
         if momentum != 0 and momentum_buffers[i].shape != param.shape:
             raise ValueError(f"{op}: momentum_buffers[{i}]: expected shape {list(param.shape)}, got {list(momentum_buffers[i].shape)}")
-        if mask.numel() == 0 and param.numel() != 0:
+        if mask.numel() == 0 and (param.numel() != 0 or mask.dim() == 1):
             continue
         if mask.dtype == torch.bool and mask.shape != param.shape:
             raise ValueError(f"{op}: masks[{i}]: expected a bool mask of shape {list(param.shape)}, got {list(mask.shape)}")
