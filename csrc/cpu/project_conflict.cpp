@@ -26,9 +26,9 @@ struct Pair {
   at::ScalarType type;
 };
 
-// g_j[i] for g_i[i]: null for an empty tensor beside a non-empty one, else the same shape and dtype.
+// g_j[i] for g_i[i]: null for an empty tensor, else the same shape and dtype.
 const void* partner(const char* op, size_t i, const at::Tensor& b, const at::Tensor& a, const at::Tensor& layout, std::vector<at::Tensor>& kept) {
-  if (b.numel() == 0 && a.numel() != 0) return nullptr;
+  if (b.numel() == 0) return nullptr;
   check_like(op, "g_j", i, b, a);
   TORCH_CHECK_TYPE(b.scalar_type() == a.scalar_type(), op, ": g_j[", i, "]: expected ", a.scalar_type(), " like g_i, got ", b.scalar_type());
   return data_like(b, layout, kept);
@@ -125,9 +125,11 @@ template <class Second>
 void run(const std::vector<Pair>& pairs, const std::vector<int64_t>& numel, const Options& o, bool always, const Second& second) {
   const size_t tensors = pairs.size();
   const bool measures = o.stats || (!o.overflow && o.eps < std::numeric_limits<double>::infinity());
-  for (size_t from = 0, to = 0; from < tensors || (from == 0 && to == 0); from = to) {
+  size_t to = 0;
+  do {
+    const size_t from = to;
     int64_t elements = 0;
-    for (to = from; to < tensors && (!o.per_tensor || elements == 0 || elements + numel[to] <= kGroup); ++to) elements += numel[to];
+    for (; to < tensors && (!o.per_tensor || elements == 0 || elements + numel[to] <= kGroup); ++to) elements += numel[to];
     std::vector<int64_t> sizes(numel.begin() + from, numel.begin() + to), active = sizes;
     for (size_t i = from; i < to; ++i)
       if (!pairs[i].b) active[i - from] = 0;
@@ -159,7 +161,7 @@ void run(const std::vector<Pair>& pairs, const std::vector<int64_t>& numel, cons
     Pieces(std::move(sizes)).each([&](int64_t, int64_t t, int64_t begin, int64_t end) {
       second(static_cast<int64_t>(from) + t, begin, end, verdicts[o.per_tensor ? t : 0]);
     }, /*reverse=*/true);
-  }
+  } while (to < tensors);
 }
 
 void project_conflict_cpu(at::TensorList g_i, at::TensorList g_j, std::optional<at::TensorList> masks, bool per_tensor, double eps,

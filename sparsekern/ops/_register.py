@@ -72,7 +72,8 @@ def triton_reason() -> str | None:
 
 
 def _triton_function(name: str, module: str | None) -> Callable:
-    return getattr(importlib.import_module(f"sparsekern.triton_kernels.{module or name.rstrip('_')}"), name)
+    packet = name.partition(".")[0]                                     # overloads share one launcher
+    return getattr(importlib.import_module(f"sparsekern.triton_kernels.{module or packet.rstrip('_')}"), packet)
 
 
 def implementations(name: str) -> dict[str, Callable]:
