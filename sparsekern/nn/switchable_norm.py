@@ -48,6 +48,17 @@ class NormBanks:
     def parameters(self, bank: int) -> list[nn.Parameter]:
         return [tensor for tensor in self.banks[bank].values() if isinstance(tensor, nn.Parameter)]
 
+    def owned(self) -> dict[str, nn.Parameter]:
+        """The modules' own parameters by name."""
+        return {name: tensor for name, tensor in self.banks[0].items() if isinstance(tensor, nn.Parameter)}
+
+    @torch.no_grad()
+    def fold(self, bank: int) -> None:
+        """Copy a bank into the modules' own tensors."""
+        if bank < len(self.banks):
+            for name, own in self.banks[0].items():
+                own.copy_(self.banks[bank][name])
+
     def join(self, optimizer: torch.optim.Optimizer) -> None:
         """Add the parameters of the further banks to the group that holds the module's own, so that schedulers see them."""
         group_of = {param: group for group in optimizer.param_groups for param in group["params"]}

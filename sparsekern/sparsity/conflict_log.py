@@ -15,8 +15,8 @@ class ConflictLog:
     """
 
     def __init__(self, steps: int, layers: int, device: torch.device):
-        self.products = torch.full((steps,), float("nan"), device=device)       # NaN: not measured
-        self.fired = torch.zeros(layers + 1, device=device)                     # the last entry collects what is no masked layer
+        self.products = torch.full((steps,), float("nan"), dtype=torch.float32, device=device)       # NaN: not measured
+        self.fired = torch.zeros(layers + 1, dtype=torch.float32, device=device)                     # the last entry collects what is no masked layer
         self.applied_steps = torch.zeros((), dtype=torch.int64)
 
     def record(self, step: int, correction: Correction | None, measured: list[Measured]) -> None:

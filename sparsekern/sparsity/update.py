@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sparsekern import ops
-from sparsekern.ops.masked_sgd import no_mask
+from sparsekern.ops.mask_bits import no_mask
 from sparsekern.sparsity.layers import Layer
 from sparsekern.sparsity.optim_state import Outside, momentum_buffers
 
@@ -31,7 +31,7 @@ class Measured:
     """[S, 4] stats of a comparison (inner product, |previous|^2, cosine, applied) and the layer of each row."""
 
     def __init__(self, layers: list[int], per_tensor: bool, device: torch.device):
-        self.stats = torch.zeros(len(layers) if per_tensor else 1, 4, device=device)
+        self.stats = torch.zeros(len(layers) if per_tensor else 1, 4, dtype=torch.float32, device=device)
         self.products, self.applied = self.stats[:, 0], self.stats[:, 3]
         self.layers = torch.tensor(layers, device=device) if per_tensor else None
 
@@ -44,7 +44,7 @@ class Lists:
     masks: list[Tensor]
     spread: list[Tensor]                # the masks of the update itself: `masks`, or dense ones when it is leaky
     slots: list[tuple[int, int]]        # (place in these lists, layer)
-    nothing: list[Tensor]               # empty tensors: takes no part in the comparison
+    nothing: list[Tensor]               # an empty tensor for each: takes no part in the comparison
     measured: Measured
 
 
@@ -119,7 +119,7 @@ class Update:
         inside = [none if index == len(self.layers) or masks[index] is None else masks[index] for none, index in zip(dense, layer)]
         return Lists(params, momentum_buffers(self.optimizer, params) if group["momentum"] else [], inside, dense if self.leaky else inside,
                      [(place, index) for place, index in enumerate(layer) if index < len(self.layers)],
-                     [param.new_empty(0) for param in params], Measured(layer, per_tensor, params[0].device))
+                     dense, Measured(layer, per_tensor, params[0].device))
 
     def _call(self, calls, correction, max_norm) -> list[Measured]:
         compared = [lists for _, lists, _, _ in calls if lists.slots] if correction is not None else []
@@ -146,7 +146,7 @@ class Update:
             parts = [([x for part in parts for x in part[0]], [x for part in parts for x in part[1]], [x for part in parts for x in part[2]],
                       compared[0].measured.stats)]
         for grads, before, masks, stats in parts:
-            project(grads, before, masks, correction, stats)
+            ops.project_conflict_(grads, before, masks=masks, per_tensor=correction.per_tensor, eps=correction.eps, stats=stats)
 
 
 class AnyUpdate:
@@ -171,9 +171,8 @@ class AnyUpdate:
             measured = [Measured(present, correction.per_tensor, grads[0].device)]
             for index, grad in zip(present, grads):
                 kept[index] = grad.clone()
-            project(grads, [grad.new_empty(0) if previous[index] is None else previous[index] for index, grad in zip(present, grads)],
-                    [no_mask(grad.device) if masks[index] is None else masks[index] for index, grad in zip(present, grads)],
-                    correction, measured[0].stats)
+            ops.project_conflict_(grads, [previous[index] for index in present], masks=[masks[index] for index in present],
+                                  per_tensor=correction.per_tensor, eps=correction.eps, stats=measured[0].stats)
         if max_norm is not None:
             every = [param.grad for param in params if param.grad is not None]
             torch._foreach_div_(every, clip_scale(every, max_norm))
@@ -185,12 +184,6 @@ class AnyUpdate:
         if self._outside is not None:
             self._outside.restore()
             self._outside = None
-
-
-def project(grads, before, masks, correction: Correction, stats: Tensor) -> None:
-    """The comparison without the update, on those tensors that have something to be compared with."""
-    ops.project_conflict_(grads, [grad.new_zeros(grad.shape) if b.numel() == 0 else b for grad, b in zip(grads, before)], masks=masks,
-                          per_tensor=correction.per_tensor, eps=correction.eps, stats=stats)
 
 
 def clip_scale(grads: list[Tensor], max_norm: float) -> Tensor:
