@@ -47,19 +47,40 @@ at::Tensor unpack_mask_cpu(const at::Tensor& bits, at::IntArrayRef shape) {
 }
 
 #if SK_X86
-// One population count per 64 bytes, on CPUs that have it. 1.5x the scalar instruction in L2; equal from memory.
-__attribute__((target("avx512f,avx512vpopcntdq"))) MaskCounts count_words_vpopcnt(const uint32_t* a, const uint32_t* b, int64_t begin, int64_t end) {
-  __m512i in_a = _mm512_setzero_si512(), in_b = in_a, in_both = in_a;
-  for (int64_t i = begin; i < end; i += 16) {
-    const __mmask16 inside = end - i >= 16 ? 0xffff : static_cast<__mmask16>((1u << (end - i)) - 1);
-    const __m512i x = _mm512_maskz_loadu_epi32(inside, a + i);
-    in_a = _mm512_add_epi64(in_a, _mm512_popcnt_epi64(x));
-    if (b == nullptr) continue;
-    const __m512i y = _mm512_maskz_loadu_epi32(inside, b + i);
-    in_b = _mm512_add_epi64(in_b, _mm512_popcnt_epi64(y));
-    in_both = _mm512_add_epi64(in_both, _mm512_popcnt_epi64(_mm512_and_si512(x, y)));
+// One population count per 64 bytes, on CPUs that have it. Whole loads and a prefetch 1 KB ahead in the main loops: masked
+// loads alone ran at a third of the read bandwidth from memory (AMD Zen 5, one thread).
+#define SK_VPOPCNT __attribute__((target("avx512f,avx512vpopcntdq")))
+
+SK_VPOPCNT inline __m512i popcnt(__m512i x) { return _mm512_popcnt_epi64(x); }
+
+SK_VPOPCNT inline void prefetch(const uint32_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at) + 1024, _MM_HINT_T0); }
+
+SK_VPOPCNT MaskCounts count_words_vpopcnt(const uint32_t* a, const uint32_t* b, int64_t begin, int64_t end) {
+  __m512i in_a = _mm512_setzero_si512(), in_b = in_a, both = in_a;
+  int64_t i = begin;
+  if (b == nullptr) {
+    for (; i + 16 <= end; i += 16) {
+      prefetch(a + i);
+      in_a = _mm512_add_epi64(in_a, popcnt(_mm512_loadu_si512(a + i)));
+    }
+  } else {
+    for (; i + 16 <= end; i += 16) {
+      prefetch(a + i);
+      prefetch(b + i);
+      const __m512i x = _mm512_loadu_si512(a + i), y = _mm512_loadu_si512(b + i);
+      in_a = _mm512_add_epi64(in_a, popcnt(x));
+      in_b = _mm512_add_epi64(in_b, popcnt(y));
+      both = _mm512_add_epi64(both, popcnt(_mm512_and_si512(x, y)));
+    }
   }
-  return {_mm512_reduce_add_epi64(in_a), _mm512_reduce_add_epi64(in_b), _mm512_reduce_add_epi64(in_both)};
+  if (i < end) {
+    const auto inside = static_cast<__mmask16>((1u << (end - i)) - 1);
+    const __m512i x = _mm512_maskz_loadu_epi32(inside, a + i), y = b ? _mm512_maskz_loadu_epi32(inside, b + i) : _mm512_setzero_si512();
+    in_a = _mm512_add_epi64(in_a, popcnt(x));
+    in_b = _mm512_add_epi64(in_b, popcnt(y));
+    both = _mm512_add_epi64(both, popcnt(_mm512_and_si512(x, y)));
+  }
+  return {_mm512_reduce_add_epi64(in_a), _mm512_reduce_add_epi64(in_b), _mm512_reduce_add_epi64(both)};
 }
 #endif
 

@@ -41,6 +41,12 @@ SK_INLINE void count_64(uint64_t a, uint64_t b, MaskCounts& counts) {
   counts.both += __builtin_popcountll(a & b);
 }
 
+SK_INLINE uint64_t word_64(const uint32_t* at) {
+  uint64_t word;
+  std::memcpy(&word, at, 8);
+  return word;
+}
+
 // `b` may be null: its counts stay 0. The test is outside the loops, which then count one stream only.
 inline MaskCounts count_bools_piece(const uint8_t* a, const uint8_t* b, int64_t begin, int64_t end) {
   MaskCounts counts;
@@ -57,16 +63,12 @@ inline MaskCounts count_bools_piece(const uint8_t* a, const uint8_t* b, int64_t 
 inline MaskCounts count_words_piece(const uint32_t* a, const uint32_t* b, int64_t begin, int64_t end) {
   MaskCounts counts;
   int64_t i = begin;
-  for (; i + 2 <= end; i += 2) {
-    uint64_t x, y = 0;
-    std::memcpy(&x, a + i, 8);
-    if (!b) {
-      counts.a += __builtin_popcountll(x);
-      continue;
-    }
-    std::memcpy(&y, b + i, 8);
-    count_64(x, y, counts);
+  if (b) {
+    for (; i + 2 <= end; i += 2) count_64(word_64(a + i), word_64(b + i), counts);
+  } else {
+    for (; i + 8 <= end; i += 8)
+      for (int k = 0; k < 8; k += 2) counts.a += __builtin_popcountll(word_64(a + i + k));
   }
-  if (i < end) count_64(a[i], b ? b[i] : 0, counts);
+  for (; i < end; ++i) count_64(a[i], b ? b[i] : 0, counts);
   return counts;
 }
