@@ -1,5 +1,7 @@
 """The command line: sparsekern train | report | doctor. Mistakes come out as one line and exit code 2."""
 import dataclasses
+import inspect
+import re
 import sys
 from collections.abc import Sequence
 
@@ -142,19 +144,11 @@ def _default(field: dataclasses.Field):
 
 
 def field_help(cls: type) -> dict[str, str]:
-    """Field name -> its line in the Args section of the docstring."""
-    found, inside, last = {}, False, None
-    for line in (cls.__doc__ or "").splitlines():
-        text = line.strip()
-        if text in ("Args:", "Attributes:"):
-            inside = True
-        elif inside and ":" in text and text.split(":")[0].replace(", ", "").replace("_", "").isalnum():
-            names, _, said = text.partition(":")
-            last = [name.strip() for name in names.split(",")]
-            found.update(dict.fromkeys(last, said.strip()))
-        elif inside and text and last:
-            for name in last:
-                found[name] += " " + text
+    """Field name -> the comment behind it, in the class or the classes it extends."""
+    found = {}
+    for base in reversed(cls.__mro__):
+        if dataclasses.is_dataclass(base):
+            found |= dict(re.findall(r"^    (\w+): [^#\n]*# +(.*)$", inspect.getsource(base), re.MULTILINE))
     return found
 
 

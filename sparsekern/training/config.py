@@ -15,78 +15,41 @@ class ConfigError(ValueError):
 
 @dataclass
 class TrainConfig:
-    """Settings of one run. The algorithm's own settings go into `options`.
-
-    Args:
-        algorithm: name of the algorithm, e.g. ast-gc or dense.
-        out: directory of the run: config.yaml, checkpoints, report.json, report.html.
-        data: digits, cifar10 or cifar100.
-        data_dir: where CIFAR lies.
-        download: fetch CIFAR into data_dir through torchvision if it is not there.
-        subset: use only the first so many training images.
-        augment: random crop and flip (digits: shifts by at most one pixel).
-        model: mlp, mlp:W1,W2, small_cnn, resnet20, resnet32, resnet56, resnet18, wrn32-ast, wrn-22-2, torchvision:NAME or timm:NAME.
-        sparsity: one sparsity in [0, 1) per sub-net, e.g. 0.9,0.95,0.98; default: the algorithm's.
-        epochs: passes over the training images.
-        batch_size: images per step; the last, short batch of an epoch is left out.
-        lr: peak learning rate.
-        momentum: of SGD.
-        nesterov: Nesterov momentum.
-        weight_decay: of SGD.
-        schedule: of the learning rate, per step: cosine (to zero), step or constant.
-        warmup_epochs: linear rise of the learning rate before the schedule.
-        milestones: shares of the run at which the step schedule multiplies the learning rate by gamma.
-        gamma: factor of the step schedule.
-        label_smoothing: of the cross-entropy.
-        max_norm: clip the norm of the gradient that is applied.
-        seed: of initialisation, data order and augmentation.
-        device: auto (CUDA if there is one), cpu, cuda or cuda:N.
-        threads: CPU threads; default: torch's.
-        channels_last: keep images and convolutions in channels-last memory order.
-        precision: fp32, or bf16 autocast on CUDA.
-        deterministic: ask cuDNN for algorithms whose result does not vary from run to run.
-        eval_every: epochs between evaluations of every sub-net; the last epoch is always evaluated.
-        eval_batch: images per evaluation batch.
-        checkpoint_every: also save every so many steps, not only after each epoch.
-        resume: continue the run in `out` from its last checkpoint.
-        overwrite: replace the run in `out`.
-        progress: auto (a bar on a terminal, else lines), rich, plain or none.
-        options: fields of the algorithm.
-    """
-    algorithm: str = "dense"
-    out: str = "runs/run"
-    data: str = "digits"
-    data_dir: str | None = None
-    download: bool = False
-    subset: int | None = None
-    augment: bool = True
-    model: str = "small_cnn"
-    sparsity: tuple[float, ...] | None = None
-    epochs: int = 20
-    batch_size: int = 128
-    lr: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 5e-4
-    schedule: str = "cosine"
-    warmup_epochs: float = 0.0
-    milestones: tuple[float, ...] = (0.5, 0.75)
-    gamma: float = 0.1
-    label_smoothing: float = 0.0
-    max_norm: float | None = None
-    seed: int = 0
-    device: str = "auto"
-    threads: int | None = None
-    channels_last: bool = False
-    precision: str = "fp32"
-    deterministic: bool = True
-    eval_every: int = 1
-    eval_batch: int = 1000
-    checkpoint_every: int | None = None
-    resume: bool = False
-    overwrite: bool = False
-    progress: str = "auto"
-    options: dict = field(default_factory=dict)
+    """Settings of one run. The algorithm's own settings go into `options`; the comments are the help texts of the command line."""
+    algorithm: str = "dense"                        # name of the algorithm, e.g. ast-gc or dense
+    out: str = "runs/run"                           # directory of the run: config.yaml, checkpoints, report.json, report.html
+    data: str = "digits"                            # digits, cifar10 or cifar100
+    data_dir: str | None = None                     # where CIFAR lies
+    download: bool = False                          # fetch CIFAR into data_dir through torchvision if it is not there
+    subset: int | None = None                       # use only the first so many training images
+    augment: bool = True                            # random crop and flip (digits: shifts by at most one pixel)
+    model: str = "small_cnn"                        # mlp, mlp:W1,W2, small_cnn, resnet20, resnet32, resnet56, resnet18, wrn32-ast, wrn-22-2, torchvision:NAME or timm:NAME
+    sparsity: tuple[float, ...] | None = None       # one sparsity in [0, 1) per sub-net, e.g. 0.9,0.95,0.98; default: the algorithm's
+    epochs: int = 20                                # passes over the training images
+    batch_size: int = 128                           # images per step; the last, short batch of an epoch is left out
+    lr: float = 0.1                                 # peak learning rate
+    momentum: float = 0.9                           # of SGD
+    nesterov: bool = False                          # Nesterov momentum
+    weight_decay: float = 5e-4                      # of SGD
+    schedule: str = "cosine"                        # of the learning rate, per step: cosine (to zero), step or constant
+    warmup_epochs: float = 0.0                      # linear rise of the learning rate before the schedule
+    milestones: tuple[float, ...] = (0.5, 0.75)     # shares of the run at which the step schedule multiplies the learning rate by gamma
+    gamma: float = 0.1                              # factor of the step schedule
+    label_smoothing: float = 0.0                    # of the cross-entropy
+    max_norm: float | None = None                   # clip the norm of the gradient that is applied
+    seed: int = 0                                   # of initialisation, data order and augmentation
+    device: str = "auto"                            # auto (CUDA if there is one), cpu, cuda or cuda:N
+    threads: int | None = None                      # CPU threads; default: torch's
+    channels_last: bool = False                     # keep images and convolutions in channels-last memory order
+    precision: str = "fp32"                         # fp32, or bf16 autocast on CUDA
+    deterministic: bool = True                      # ask cuDNN for algorithms whose result does not vary from run to run
+    eval_every: int = 1                             # epochs between evaluations of every sub-net; the last epoch is always evaluated
+    eval_batch: int = 1000                          # images per evaluation batch
+    checkpoint_every: int | None = None             # also save every so many steps, not only after each epoch
+    resume: bool = False                            # continue the run in `out` from its last checkpoint
+    overwrite: bool = False                         # replace the run in `out`
+    progress: str = "auto"                          # auto (a bar on a terminal, else lines), rich, plain or none
+    options: dict = field(default_factory=dict)     # fields of the algorithm
 
     def __post_init__(self) -> None:
         if isinstance(self.sparsity, int | float):

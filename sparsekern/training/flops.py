@@ -48,13 +48,12 @@ class TrainingFlops:
     one zeta each. Dense gradients on the few mask-event steps are not added, as in the paper's formula.
     """
 
-    def __init__(self, dense: Mapping[str, int]):
-        self.dense = dict(dense)
+    def __init__(self):
         self.total = 0.0
         self.samples = 0
 
-    def add(self, density: Mapping[str, float], samples: int) -> None:
-        self.total += 3 * sparse_flops(self.dense, density) * samples
+    def add(self, forward_flops: float, samples: int) -> None:
+        self.total += 3 * forward_flops * samples
         self.samples += samples
 
     @property

@@ -20,24 +20,16 @@ SCHEMA = 1
 def build(run) -> dict:
     """The report of a finished run (a `trainer.Run`)."""
     last = run.history[-1]["subnets"]
-    subnets = []
-    for name in run.subnets:
-        sparsity, nnz = run.sparsity(name)
-        pattern, target = run.sparsifier.subnet_target(name)
-        subnets.append({
-            "name": name, "pattern": pattern, "target_sparsity": target, "sparsity": sparsity, "nnz": nnz,
-            "accuracy": last[name]["accuracy"], "loss": last[name]["loss"], "forward_flops": run.forward_flops(name),
-            "sparsity_of_all_parameters": 1 - (nnz + run.unpruned) / (run.prunable + run.unpruned),
-            "layers": {layer: {"nnz": n, "numel": p, "sparsity": 1 - n / p} for layer, (n, p) in run.sparsifier.layer_counts(name).items()},
-        })
+    subnets = [{**row, "accuracy": last[row["name"]]["accuracy"], "loss": last[row["name"]]["loss"],
+                "forward_flops": run.forward_flops(row["name"])} for row in run.sparsifier.summary()]
     config = run.config
     return finite({
         "schema": SCHEMA, "algorithm": config.algorithm, "data": config.data, "model": config.model, "seed": config.seed,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "epochs": config.epochs, "steps": run.step, "steps_per_epoch": run.per_epoch, "train_images": len(run.data.train_labels),
-        "test_images": len(run.data.test_labels), "wall_seconds": run._elapsed(), "device": device_info(run.device),
+        "test_images": len(run.data.test_labels), "wall_seconds": run.elapsed(), "device": device_info(run.device),
         "versions": versions(), "commit": commit(), "uncommitted_changes": uncommitted(), "config": config.to_dict(),
-        "prunable": run.prunable, "parameters": run.prunable + run.unpruned,
+        "prunable": run.prunable, "parameters": run.parameters,
         "subnets": subnets, "mean_accuracy": sum(s["accuracy"] for s in subnets) / len(subnets),
         "training_flops": run.flops.total, "training_flops_per_sample": run.flops.per_sample,
         "dense_forward_flops": sum(run.dense_flops.values()),

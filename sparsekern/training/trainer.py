@@ -4,6 +4,7 @@ Whatever a step computes is a function of the settings, the step number and the 
 anywhere goes on bit for bit.
 """
 import contextlib
+import dataclasses
 import math
 import signal
 import threading
@@ -104,11 +105,11 @@ class Run:
         parameters = sum(parameter.numel() for parameter in self.model.parameters())     # before there are banks of norms
         self.sparsifier = self._build(build)
         self.subnets = list(self.sparsifier.subnets)
-        self.prunable = sum(numel for _, numel in self.sparsifier.layer_counts(self.subnets[0]).values())
-        self.unpruned = parameters - self.prunable
+        self.prunable, self.parameters = self.sparsifier.masks.numel, parameters
         self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         self.step_loss = getattr(self.sparsifier, "loss", None) or (lambda model, x, y, criterion: criterion(model(x), y))
-        self.flops = TrainingFlops(self.dense_flops)
+        self.flops = TrainingFlops()
+        self._known_flops: tuple[int, dict[str, float]] = (-1, {})
         self.step = 0
         self.seconds = 0.0                 # of earlier starts of this run
         self.history: list[dict] = []
@@ -117,15 +118,23 @@ class Run:
         self.signal: int | None = None
 
     def _build(self, build: Callable | None):
+        """The sparsifier; it gets the settings it has fields for, and refuses the rest by name."""
+        algorithm, fields = self.config.algorithm, dict(self.config.options)
         if build is None:
-            from sparsekern.algorithms import build
-        fields = dict(self.config.options)
+            from sparsekern.algorithms import ALGORITHMS, build
+            if algorithm not in ALGORITHMS:
+                raise ConfigError(f"algorithm: expected one of {', '.join(ALGORITHMS)}, got {algorithm!r}")
+            known = {field.name for field in dataclasses.fields(ALGORITHMS[algorithm].Config)}
+            foreign = sorted((set(fields) | ({"sparsity"} if self.config.sparsity else set())) - known)
+            if foreign:
+                raise ConfigError(f"{algorithm} has no setting {', '.join(foreign)}; it has {', '.join(sorted(known - {'total_steps'}))}")
+            fields = ({"seed": self.config.seed} if "seed" in known else {}) | fields
         if self.config.sparsity is not None:
             fields["sparsity"] = self.config.sparsity
         try:
-            return build(self.config.algorithm, self.model, self.optimizer, total_steps=self.total, **fields)
+            return build(algorithm, self.model, self.optimizer, total_steps=self.total, **fields)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"{self.config.algorithm}: {error}") from error
+            raise ConfigError(f"{algorithm}: {error}") from error
 
     # ---- the loop ----
 
@@ -166,16 +175,17 @@ class Run:
             group["lr"] = rate
         torch.manual_seed(seed_of("step", self.config.seed, self.step))        # dropout and the like resume exactly, too
         images, labels = self.batches.at(epoch, index)
-        subnet = self.sparsifier.active_subnet
+        subnet = self.sparsifier.active
         with self._autocast():
             loss = self.step_loss(self.model, images.contiguous(memory_format=self.memory_format), labels, self.criterion)
         loss.backward()
+        forward_flops = self.forward_flops(subnet)         # of the masks that this forward used
         try:
             self.sparsifier.step(max_norm=self.config.max_norm)
         except ValueError as error:                        # e.g. NaN in a layer's weights when its mask is due
             raise TrainingError(f"step {self.step}: {error}") from error
         self.optimizer.zero_grad()
-        self.flops.add(self._densities(subnet), len(labels))
+        self.flops.add(forward_flops, len(labels))
         position = self.subnets.index(subnet)
         self.loss_sums[position] += loss.detach()
         self.loss_counts[position] += 1
@@ -185,7 +195,7 @@ class Run:
     def _live(self, subnet: str, loss: Tensor) -> dict:
         """What the bar shows; reads back from the device."""
         last = next((row["subnets"][subnet]["accuracy"] for row in reversed(self.history) if row["subnets"]), 0.0)
-        return {"subnet": subnet, "loss": loss.item(), "accuracy": last, "sparsities": [self.sparsity(name)[0] for name in self.subnets]}
+        return {"subnet": subnet, "loss": loss.item(), "accuracy": last, "sparsities": [self.sparsifier.masks.sparsity(name) for name in self.subnets]}
 
     def _end_epoch(self) -> None:
         epoch = self.step // self.per_epoch
@@ -199,9 +209,9 @@ class Run:
             "train_loss": sum(sums) / max(1, sum(self.loss_counts)),
             "train_loss_by_subnet": {name: s / n if n else None for name, s, n in zip(self.subnets, sums, self.loss_counts)},
             "training_flops": self.flops.total,
-            "subnets": {name: {**self.evaluate(name), "sparsity": self.sparsity(name)[0]} for name in self.subnets} if due else {},
-            "metrics": self.sparsifier.metrics(),
-            "seconds": self._elapsed(),
+            "subnets": {name: {**self.evaluate(name), "sparsity": self.sparsifier.masks.sparsity(name)} for name in self.subnets} if due else {},
+            "sign_ratio": self.sparsifier.metrics().get("sign_ratio"),
+            "seconds": self.elapsed(),
         }
         self.history.append(row)
         self.loss_sums.zero_()
@@ -214,7 +224,7 @@ class Run:
         finalize = getattr(self.sparsifier, "finalize", None)
         if finalize is not None and "finalized" not in self.history[-1]:
             finalize(lambda name: self.evaluate(name)["accuracy"])
-            self.history[-1].update(finalized=True, subnets={name: {**self.evaluate(name), "sparsity": self.sparsity(name)[0]}
+            self.history[-1].update(finalized=True, subnets={name: {**self.evaluate(name), "sparsity": self.sparsifier.masks.sparsity(name)}
                                                              for name in self.subnets})
             self.save()
 
@@ -241,17 +251,20 @@ class Run:
 
     # ---- what the sub-nets are ----
 
-    def _densities(self, name: str) -> dict[str, float]:
-        return {layer: nnz / numel for layer, (nnz, numel) in self.sparsifier.layer_counts(name).items()}
-
-    def sparsity(self, name: str) -> tuple[float, int]:
-        """Exact sparsity over the prunable weights, and the number of nonzeros among them."""
-        counts = self.sparsifier.layer_counts(name).values()
-        nnz, numel = sum(n for n, _ in counts), sum(p for _, p in counts)
-        return (1 - nnz / numel if numel else 0.0), nnz
+    def densities(self, name: str) -> dict[str, float]:
+        """Share of nonzeros of every prunable weight."""
+        masks = self.sparsifier.masks
+        return {layer: count / numel for layer, count, numel in zip(masks.layers, masks.counts(name), masks.numels)}
 
     def forward_flops(self, name: str) -> float:
-        return sparse_flops(self.dense_flops, self._densities(name))
+        """Of one sample through a sub-net; remembered until a mask changes."""
+        version = self.sparsifier.masks.version
+        if self._known_flops[0] != version:
+            self._known_flops = version, {}
+        known = self._known_flops[1]
+        if name not in known:
+            known[name] = sparse_flops(self.dense_flops, self.densities(name))
+        return known[name]
 
     # ---- to disk and back ----
 
@@ -264,7 +277,7 @@ class Run:
         tensors |= {f"sparsifier/{name}": value for name, value in state["tensors"].items()}
         tensors["trainer/loss_sums"] = self.loss_sums
         meta = {"step": self.step, "config": self.config.identity(), "optimizer": numbers, "sparsifier": state["meta"],
-                "history": self.history, "loss_counts": self.loss_counts, "flops": self.flops.state_dict(), "seconds": self._elapsed()}
+                "history": self.history, "loss_counts": self.loss_counts, "flops": self.flops.state_dict(), "seconds": self.elapsed()}
         return save_checkpoint(self.checkpoints, tensors, reports.finite(meta))
 
     def _accept(self, tensors: dict[str, Tensor], meta: dict) -> None:
@@ -290,7 +303,8 @@ class Run:
         self.seconds = meta["seconds"]
         self.progress.say(f"resumed after step {self.step} of {self.total}")
 
-    def _elapsed(self) -> float:
+    def elapsed(self) -> float:
+        """Seconds of this run, those before it was resumed included."""
         return self.seconds + time.monotonic() - self.started
 
     # ---- the surroundings ----
