@@ -2,6 +2,8 @@
 from sparsekern.ops._register import implementations, op_names
 from sparsekern.ops.mask_bits import pack_mask, unpack_mask
 from sparsekern.ops.masked_sgd import is_clean, masked_sgd_, packed_sgd_
+from sparsekern.ops.prune_regrow import prune_regrow_
 from sparsekern.ops.topk_mask import select_threshold, topk_mask
 
-__all__ = ["implementations", "is_clean", "masked_sgd_", "op_names", "pack_mask", "packed_sgd_", "unpack_mask"]
+__all__ = ["implementations", "is_clean", "masked_sgd_", "op_names", "pack_mask", "packed_sgd_",
+           "prune_regrow_", "select_threshold", "topk_mask", "unpack_mask"]
