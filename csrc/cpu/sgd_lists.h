@@ -89,8 +89,9 @@ class CheckedLists {
 
 class SgdLists : public CheckedLists<SgdTensor> {
  public:
-  SgdLists(const char* op, at::TensorList params, at::TensorList grads, at::TensorList buffers, at::TensorList masks, double momentum) {
-    check_same_length(op, "grads", grads.size(), params.size());
+  SgdLists(const char* op, at::TensorList params, at::TensorList grads, at::TensorList buffers, at::TensorList masks, double momentum,
+           const char* grads_name = "grads") {
+    check_same_length(op, grads_name, grads.size(), params.size());
     check_same_length(op, "masks", masks.size(), params.size());
     if (momentum != 0) check_same_length(op, "momentum_buffers", buffers.size(), params.size());
     entries_.resize(params.size());
@@ -98,7 +99,7 @@ class SgdLists : public CheckedLists<SgdTensor> {
     for (size_t i = 0; i < params.size(); ++i) {
       const at::Tensor &p = params[i], &g = grads[i];
       check_mutable(op, "params", i, p);
-      check_like(op, "grads", i, g, p);
+      check_like(op, grads_name, i, g, p);
       check_dtypes(op, p.scalar_type(), g.scalar_type());
       at::Tensor mask_copy;
       SgdTensor& e = entries_[i];

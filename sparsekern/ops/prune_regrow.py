@@ -3,9 +3,8 @@ import torch
 from torch import Tensor
 
 from sparsekern.ops._register import define, fake, reference
-from sparsekern.ops.mask_bits import pack_mask
-from sparsekern.ops.masked_sgd import dense_mask
-from sparsekern.ops.topk_mask import check_mask, check_scores, check_segments, common_dtype, segment_numbers, select_reference
+from sparsekern.ops.mask_bits import check_mask, dense_mask, pack_mask_reference
+from sparsekern.ops.topk_mask import check_scores, check_segments, common_dtype, segment_numbers, select_reference
 
 _SCHEMA = "(Tensor(a!)[] masks, Tensor(b!)[] weights, Tensor[] grow_scores, {k} k_drop, {k} k_grow, *, Tensor[]? drop_scores=None, " \
     "bool global_=False, bool regrow_dropped=False, str on_drop=\"keep\", str on_grow=\"keep\", Tensor(c!)[]? momentum_buffers=None) " \
@@ -68,7 +67,7 @@ def _check(masks, weights, grow_scores, drop_scores, momentum_buffers) -> None:
     for i, (mask, weight) in enumerate(zip(masks, weights)):
         if mask.numel() == 0 and weight.numel() != 0:
             raise ValueError(f"{op}: masks[{i}]: expected a mask to write, got an empty tensor; start from torch.ones")
-        check_mask(op, "masks", i, mask, weight)
+        check_mask(op, f"masks[{i}]", mask, weight)
         for name in ("grow_scores", "drop_scores", "momentum_buffers"):
             if lists[name] is not None and lists[name][i].shape != weight.shape:
                 raise ValueError(f"{op}: {name}[{i}]: expected shape {list(weight.shape)}, got {list(lists[name][i].shape)}")
@@ -109,7 +108,7 @@ def prune_regrow_reference(masks, weights, grow_scores, k_drop, k_grow, *, drop_
         weight.masked_fill_(zeroed, 0)
         if momentum_buffers is not None:
             momentum_buffers[i].masked_fill_(was ^ now, 0)
-        masks[i].copy_(now if masks[i].dtype == torch.bool else pack_mask(now))
+        masks[i].copy_(now if masks[i].dtype == torch.bool else pack_mask_reference(now))
     return tuple(torch.stack(counts).T.contiguous().unbind())
 
 
