@@ -7,7 +7,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-
 __all__ = ["assert_close", "awkward_shapes", "double", "each_implementation", "random_masks", "resnet50_shapes", "threads", "tolerance"]
 
 # Odd, prime, empty, scalar, one element, not a multiple of 16, 32 or a piece of 32K.

@@ -83,7 +83,7 @@ def triton_reason() -> str | None:
 
 
 def _triton_function(name: str, module: str | None) -> Callable:
-    packet = name.partition(".")[0]
+    packet = name.partition(".")[0]                                     # overloads share one launcher
     return getattr(importlib.import_module(f"sparsekern.triton_kernels.{module or packet.rstrip('_')}"), packet)
 
 

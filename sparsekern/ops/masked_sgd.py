@@ -54,14 +54,14 @@ def masked_sgd_(params: list[Tensor], grads: list[Tensor], momentum_buffers: lis
         found_inf=found_inf)
 
 
-def check_update_lists(op: str, params, grads, momentum_buffers, masks, momentum) -> None:
+def check_update_lists(op: str, params, grads, momentum_buffers, masks, momentum, grads_name="grads") -> None:
     """The checks of the compiled kernels, in their words, for the implementations written in Python."""
-    for name, items in (("grads", grads), ("masks", masks)) + ((("momentum_buffers", momentum_buffers),) if momentum != 0 else ()):
+    for name, items in ((grads_name, grads), ("masks", masks)) + ((("momentum_buffers", momentum_buffers),) if momentum != 0 else ()):
         if len(items) != len(params):
             raise ValueError(f"{op}: {name}: expected a list of {len(params)} tensors like the first list, got {len(items)}")
     for i, (param, grad, mask) in enumerate(zip(params, grads, masks)):
         if grad.shape != param.shape:
-            raise ValueError(f"{op}: grads[{i}]: expected shape {list(param.shape)}, got {list(grad.shape)}")
+            raise ValueError(f"{op}: {grads_name}[{i}]: expected shape {list(param.shape)}, got {list(grad.shape)}")
         if momentum != 0 and momentum_buffers[i].shape != param.shape:
             raise ValueError(f"{op}: momentum_buffers[{i}]: expected shape {list(param.shape)}, got {list(momentum_buffers[i].shape)}")
         if mask.numel() == 0 and (param.numel() != 0 or mask.dim() == 1):
