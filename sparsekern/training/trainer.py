@@ -206,7 +206,7 @@ class Run:
                                 f"Lower --lr (now {self.config.lr:g}), add --warmup_epochs or set --max_norm")
         due = epoch % self.config.eval_every == 0 or self.step == self.total
         row = {
-            "epoch": epoch, "step": self.step, "lr": self.optimizer.param_groups[0]["lr"],
+            "epoch": epoch, "step": self.step, "lr": learning_rate(self.config, self.step - 1, self.total, self.per_epoch),
             "train_loss": sum(sums) / max(1, sum(self.loss_counts)),
             "train_loss_by_subnet": {name: s / n if n else None for name, s, n in zip(self.subnets, sums, self.loss_counts)},
             "training_flops": self.flops.total,
