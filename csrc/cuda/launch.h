@@ -41,8 +41,9 @@ struct Piece {
   int64_t begin, end;
 };
 
-// Elements that cost as much as starting a piece: table look-up, pipeline fill. Sways only the choice between sizes.
-constexpr int64_t kPieceCost = 256;
+// Elements that cost as much as starting a piece (table look-up, pipeline fill): a guess until measured. It only sways the
+// choice between piece sizes.
+constexpr int64_t kPieceCost = 64;
 
 // Chooses the piece size and writes each entry's `first`: the number of its first whole piece. Entries have `numel`.
 template <class Entry>
@@ -51,11 +52,11 @@ ListPlan plan_list(Entry* entries, size_t count, const DeviceProps& props, int b
   ListPlan best;
   int64_t best_cost = 0;
   // Multiples of 1024: every thread has a 16-byte group, and packed mask words never straddle two pieces.
-  for (int piece : {8192, 6144, 4096, 2048, 1024}) {
+  for (int piece = 8192; piece >= 1024; piece -= 1024) {
     int64_t whole = 0;
     for (size_t t = 0; t < count; ++t) whole += entries[t].numel / piece;
     const int64_t pieces = whole + static_cast<int64_t>(count);
-    const int64_t cost = (pieces + slots - 1) / slots * (piece + kPieceCost);
+    const int64_t cost = (pieces + slots - 1) / slots * (piece + kPieceCost);  // of the longest block
     if (best.piece == 0 || cost < best_cost) {
       best_cost = cost;
       best.piece = piece;

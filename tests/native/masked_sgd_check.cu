@@ -34,7 +34,7 @@ struct Device {
   size_t shift, count;
   Device(const std::vector<T>& host, size_t shift) : shift(shift), count(host.size()) {
     std::vector<unsigned char> bytes(size(), 0xcd);
-    std::memcpy(bytes.data() + offset(), host.data(), count * sizeof(T));
+    std::copy_n(reinterpret_cast<const unsigned char*>(host.data()), count * sizeof(T), bytes.data() + offset());
     REQUIRE_CUDA(cudaMalloc(&base, size()));
     REQUIRE_CUDA(cudaMemcpy(base, bytes.data(), size(), cudaMemcpyHostToDevice));
   }
@@ -52,7 +52,7 @@ struct Device {
         std::exit(1);
       }
     std::vector<T> out(count);
-    std::memcpy(out.data(), bytes.data() + offset(), count * sizeof(T));
+    std::copy_n(bytes.data() + offset(), count * sizeof(T), reinterpret_cast<unsigned char*>(out.data()));
     return out;
   }
 };
