@@ -89,13 +89,14 @@ def packages() -> list[str]:
     return inside + ["sparsekern.triton_kernels"]
 
 
-ext, Build = extension()
-setup(
-    packages=packages(),
-    # The folder stays at the top, where kernel readers look for it; the import name is ours alone.
-    package_dir={"sparsekern.triton_kernels": "triton_kernels"},
-    package_data={"sparsekern": ["_build.json"]},
-    ext_modules=[ext],
-    cmdclass={"build_ext": Build},
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
-)
+if __name__ == "__main__":
+    ext, Build = extension()
+    setup(
+        packages=packages(),
+        # The folder stays at the top, where kernel readers look for it; the import name is ours alone.
+        package_dir={"sparsekern.triton_kernels": "triton_kernels"},
+        package_data={"sparsekern": ["_build.json"]},
+        ext_modules=[ext],
+        cmdclass={"build_ext": Build},
+        options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    )

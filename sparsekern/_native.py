@@ -1,6 +1,7 @@
 """Loads the compiled kernels if they are there, and knows why not if they are not."""
 import ctypes
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,8 @@ class Native:
 
 
 def _load() -> Native:
+    if os.environ.get("SPARSEKERN_NATIVE") == "0":
+        return Native(False, "switched off by SPARSEKERN_NATIVE=0")
     here = Path(__file__).parent
     found = sorted(here.glob("_C*.so")) + sorted(here.glob("_C*.pyd"))
     if not found:

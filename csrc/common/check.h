@@ -37,7 +37,7 @@ inline void check_like(const char* op, const char* name, size_t index, const at:
 
 // `like` is the dense tensor whose elements the mask selects. A bool mask of another layout is copied into `keep`.
 inline MaskView mask_view(const char* op, const char* name, size_t index, const at::Tensor& mask, const at::Tensor& like, at::Tensor& keep) {
-  if (mask.numel() == 0 && like.numel() != 0) return {};
+  if (mask.numel() == 0 && (like.numel() != 0 || mask.dim() == 1)) return {};
   TORCH_CHECK_VALUE(mask.device() == like.device(), op, ": ", name, "[", index, "]: expected a mask on ", like.device(), ", got ", mask.device());
   if (mask.scalar_type() == at::kBool) {
     TORCH_CHECK_VALUE(mask.sizes() == like.sizes(), op, ": ", name, "[", index, "]: expected a bool mask of shape ", like.sizes(), ", got ",

@@ -24,6 +24,7 @@ struct PackedTensor {
   void* momentum = nullptr;
   const void* index = nullptr;  // null: the gradient is packed too
   bool wide = false;            // int64 indices
+  int64_t grad_numel = 0;       // what the indices must stay below: read and checked on the CPU only, a GPU would make the host wait
   at::ScalarType param_type, grad_type;
 };
 
@@ -84,8 +85,9 @@ class CheckedLists {
 
 class SgdLists : public CheckedLists<SgdTensor> {
  public:
-  SgdLists(const char* op, at::TensorList params, at::TensorList grads, at::TensorList buffers, at::TensorList masks, double momentum) {
-    check_same_length(op, "grads", grads.size(), params.size());
+  SgdLists(const char* op, at::TensorList params, at::TensorList grads, at::TensorList buffers, at::TensorList masks, double momentum,
+           const char* grads_name = "grads") {
+    check_same_length(op, grads_name, grads.size(), params.size());
     check_same_length(op, "masks", masks.size(), params.size());
     if (momentum != 0) check_same_length(op, "momentum_buffers", buffers.size(), params.size());
     entries_.resize(params.size());
@@ -93,7 +95,7 @@ class SgdLists : public CheckedLists<SgdTensor> {
     for (size_t i = 0; i < params.size(); ++i) {
       const at::Tensor &p = params[i], &g = grads[i];
       check_mutable(op, "params", i, p);
-      check_like(op, "grads", i, g, p);
+      check_like(op, grads_name, i, g, p);
       check_dtypes(op, p.scalar_type(), g.scalar_type());
       at::Tensor mask_copy;
       SgdTensor& e = entries_[i];
@@ -135,11 +137,7 @@ class PackedLists : public CheckedLists<PackedTensor> {
         TORCH_CHECK_VALUE(index->sizes() == p.sizes(), op, ": indices[", i, "]: expected one index per value, ", p.sizes(), ", got ", index->sizes());
         kept_.push_back(index->contiguous());
         e.index = kept_.back().const_data_ptr();
-        // Reading positions back would make the host wait for a GPU: there the caller vouches for them.
-        if (p.is_cpu()) {
-          if (e.wide) check_range<int64_t>(op, i, kept_.back(), grad.numel());
-          else check_range<int32_t>(op, i, kept_.back(), grad.numel());
-        }
+        e.grad_numel = grad.numel();
       } else {
         TORCH_CHECK_VALUE(grad.numel() == p.numel(), op, ": grads[", i, "]: expected a packed gradient of ", p.numel(), " values, got ",
                           grad.numel(), "; pass indices[", i, "] to gather from a dense one");
@@ -152,18 +150,6 @@ class PackedLists : public CheckedLists<PackedTensor> {
       e.grad_type = grad.scalar_type();
       numel_[i] = p.numel();
     }
-  }
-
- private:
-  // Reads every index once (4 of the 20 bytes of an update): a stale index must raise, not read foreign memory.
-  template <class I>
-  static void check_range(const char* op, size_t i, const at::Tensor& index, int64_t limit) {
-    using U = std::make_unsigned_t<I>;
-    const I* at = index.const_data_ptr<I>();
-    U worst = 0;
-    for (int64_t k = 0; k < index.numel(); ++k) worst = std::max(worst, static_cast<U>(at[k]));
-    TORCH_CHECK_INDEX(index.numel() == 0 || static_cast<uint64_t>(worst) < static_cast<uint64_t>(limit), op, ": indices[", i,
-                      "]: expected flat positions in [0, ", limit, "), got one outside");
   }
 };
 

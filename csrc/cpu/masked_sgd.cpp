@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
 
+#include <atomic>
 #include <optional>
 
 #include "common/check.h"
@@ -53,7 +54,18 @@ void packed_sgd_cpu(at::TensorList values, at::TensorList grads, at::TensorList 
   PackedLists lists(op, values, grads, momentum_buffers, indices, momentum);
   if (overflowed(found_inf)) return;
   const double inverse_scale = inverse_grad_scale(grad_scale);
-  Pieces(lists.numel()).each([&](int64_t, int64_t t, int64_t begin, int64_t end) {
+  const Pieces pieces(lists.numel());
+  std::atomic<int64_t> stale{-1};
+  pieces.each([&](int64_t, int64_t t, int64_t begin, int64_t end) {
+    const PackedTensor& x = lists[t];
+    const bool inside = x.index == nullptr ||
+                        (x.wide ? SK_PICK(indices_inside<int64_t>)(static_cast<const int64_t*>(x.index), begin, end, x.grad_numel)
+                                : SK_PICK(indices_inside<int32_t>)(static_cast<const int32_t*>(x.index), begin, end, x.grad_numel));
+    if (!inside) stale = t;
+  });
+  TORCH_CHECK_INDEX(stale < 0, op, ": indices[", stale.load(), "]: expected flat positions in [0, ", lists[std::max<int64_t>(stale, 0)].grad_numel,
+                    "), got one outside");
+  pieces.each([&](int64_t, int64_t t, int64_t begin, int64_t end) {
     const PackedTensor& x = lists[t];
     for_dtypes(op, x.param_type, x.grad_type, [&](auto p, auto g) {
       using P = decltype(p);

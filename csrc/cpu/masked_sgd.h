@@ -26,16 +26,35 @@ void masked_sgd_piece(P* param, const G* grad, P* buffer, MaskView mask, int64_t
   else masked_sgd_loop<0>(param, grad, buffer, mask.data, begin, end, s, inverse_scale);
 }
 
+// Whether every index lies in [0, limit): a stale index must raise, not read foreign memory. 4 of the 24 bytes of an update.
+template <class I>
+bool indices_inside(const I* index, int64_t begin, int64_t end, int64_t limit) {
+  using U = std::make_unsigned_t<I>;
+  const U bound = static_cast<U>(limit);
+  U outside[16] = {};
+  int64_t i = begin;
+  for (; i + 16 <= end; i += 16)
+    for (int k = 0; k < 16; ++k) outside[k] |= static_cast<U>(index[i + k]) >= bound;
+  for (; i < end; ++i) outside[0] |= static_cast<U>(index[i]) >= bound;
+  U any = 0;
+  for (int k = 0; k < 16; ++k) any |= outside[k];
+  return any == 0;
+}
+
 // Only nonzeros are stored; `index` says where in a dense gradient each one's gradient lies, null: it is packed too.
-// Gathering fills a block of 16, so that the arithmetic stays vector code.
+// Gathering fills a block of 16, so that the arithmetic stays vector code; lines are asked for well ahead, since at 90 % and
+// more the hardware does not see the stream.
 template <class I, class P, class G>
 void packed_sgd_piece(P* value, const G* grad, P* buffer, const I* index, int64_t begin, int64_t end, SgdScalars<Arith<P>> s, Arith<P> inverse_scale) {
+  constexpr int64_t kAhead = 64;  // nonzeros
   const auto scale = splat(inverse_scale);
   for (int64_t i = begin; i < end; i += 16) {
     const int count = static_cast<int>(std::min<int64_t>(16, end - i));
     G gathered[16] = {};
     const G* g = grad + i;
     if (index) {
+      if (i + kAhead + 16 <= end)
+        for (int k = 0; k < 16; ++k) __builtin_prefetch(grad + index[i + kAhead + k]);
       for (int k = 0; k < count; ++k) gathered[k] = grad[index[i + k]];
       g = gathered;
     }

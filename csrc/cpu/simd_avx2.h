@@ -45,6 +45,34 @@ SK_INLINE void store(c10::Half* at, F32 x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(at), _mm256_cvtps_ph(x.lo, _MM_FROUND_TO_NEAREST_INT));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(at) + 1, _mm256_cvtps_ph(x.hi, _MM_FROUND_TO_NEAREST_INT));
 }
+// Sixteen 16-bit values that only move: their bits stay as they are.
+struct U16 {
+  __m256i v;
+};
+SK_INLINE U16 load(const uint16_t* at) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))}; }
+SK_INLINE void store(uint16_t* at, U16 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), x.v); }
+SK_INLINE U16 keep(Mask16 m, U16 x) {
+  const __m256i bit = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, -32768);
+  return {_mm256_and_si256(x.v, _mm256_cmpeq_epi16(_mm256_and_si256(_mm256_set1_epi16(static_cast<int16_t>(m)), bit), bit))};
+}
+// 64 bools as 64 bits, and back.
+SK_INLINE uint64_t bits_of_64_bools(const uint8_t* at) {
+  const __m256i* p = reinterpret_cast<const __m256i*>(at);
+  const __m256i zero = _mm256_setzero_si256();
+  uint32_t low = ~static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_loadu_si256(p), zero)));
+  uint32_t high = ~static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_loadu_si256(p + 1), zero)));
+  return low | static_cast<uint64_t>(high) << 32;
+}
+SK_INLINE __m256i bools_of_32_bits(uint32_t bits) {
+  const __m256i which = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+  const __m256i bit = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201u));
+  const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(bits)), which);
+  return _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit), _mm256_set1_epi8(1));
+}
+SK_INLINE void store_64_bools(uint8_t* at, uint64_t bits) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), bools_of_32_bits(static_cast<uint32_t>(bits)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(at) + 1, bools_of_32_bits(static_cast<uint32_t>(bits >> 32)));
+}
 SK_INLINE Mask16 mask_from_bools(const uint8_t* at) {
   __m128i zero = _mm_cmpeq_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)), _mm_setzero_si128());
   return static_cast<Mask16>(~_mm_movemask_epi8(zero));

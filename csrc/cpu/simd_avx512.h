@@ -25,6 +25,19 @@ SK_INLINE F32 load(const c10::Half* at) { return {_mm512_cvtph_ps(_mm256_loadu_s
 SK_INLINE void store(c10::Half* at, F32 x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
 }
+// Sixteen 16-bit values that only move: their bits stay as they are.
+struct U16 {
+  __m256i v;
+};
+SK_INLINE U16 load(const uint16_t* at) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))}; }
+SK_INLINE void store(uint16_t* at, U16 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), x.v); }
+SK_INLINE U16 keep(Mask16 m, U16 x) { return {_mm256_maskz_mov_epi16(m, x.v)}; }
+// 64 bools as 64 bits, and back.
+SK_INLINE uint64_t bits_of_64_bools(const uint8_t* at) {
+  const __m512i bytes = _mm512_loadu_si512(at);
+  return _mm512_test_epi8_mask(bytes, bytes);
+}
+SK_INLINE void store_64_bools(uint8_t* at, uint64_t bits) { _mm512_storeu_si512(at, _mm512_maskz_set1_epi8(bits, 1)); }
 SK_INLINE Mask16 mask_from_bools(const uint8_t* at) {
   __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
   return _mm_test_epi8_mask(bytes, bytes);

@@ -53,6 +53,29 @@ SK_INLINE F32 load(const c10::Half* at) {
 SK_INLINE void store(c10::Half* at, F32 x) {
   for (int k = 0; k < 16; ++k) at[k] = x.v[k];
 }
+// Sixteen 16-bit values that only move: their bits stay as they are.
+struct U16 {
+  uint16_t v[16];
+};
+SK_INLINE U16 load(const uint16_t* at) {
+  U16 r;
+  std::memcpy(r.v, at, 32);
+  return r;
+}
+SK_INLINE void store(uint16_t* at, U16 x) { std::memcpy(at, x.v, 32); }
+SK_INLINE U16 keep(Mask16 m, U16 x) {
+  for (int k = 0; k < 16; ++k) x.v[k] = (m >> k) & 1 ? x.v[k] : uint16_t(0);
+  return x;
+}
+// 64 bools as 64 bits, and back.
+SK_INLINE uint64_t bits_of_64_bools(const uint8_t* at) {
+  uint64_t bits = 0;
+  for (int k = 0; k < 64; ++k) bits |= static_cast<uint64_t>(at[k] != 0) << k;
+  return bits;
+}
+SK_INLINE void store_64_bools(uint8_t* at, uint64_t bits) {
+  for (int k = 0; k < 64; ++k) at[k] = (bits >> k) & 1;
+}
 SK_INLINE Mask16 mask_from_bools(const uint8_t* at) {
   Mask16 m = 0;
   for (int k = 0; k < 16; ++k) m |= static_cast<Mask16>((at[k] != 0) << k);

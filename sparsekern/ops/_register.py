@@ -43,13 +43,24 @@ def autograd(name: str, backward: Callable, setup_context: Callable) -> None:
     torch.library.register_autograd(f"sparsekern::{name}", backward, setup_context=setup_context, lib=_library)
 
 
+def autograd_kernel(name: str) -> Callable:
+    """Register the decorated function on the Autograd key, for ops with keyword-only tensors, which `autograd` cannot take."""
+    def decorate(function: Callable) -> Callable:
+        _library.impl(name, function, "Autograd")
+        return function
+    return decorate
+
+
 def has_kernel(name: str, key: str) -> bool:
     """Whether a kernel of its own is registered for the op on this dispatch key."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"sparsekern::{name}", key)
 
 
 def uses_triton(name: str, module: str | None = None) -> None:
-    """Offer `triton_kernels/<module>.py`'s function `name` for the op; it takes the CUDA key where nothing native does."""
+    """Offer `triton_kernels/<module>.py`'s function `name` for the op; it takes the CUDA key where nothing native does.
+
+    The overloads of an op share one launcher, named like the op.
+    """
     def launch(*args, **kwargs):
         return _triton_function(name, module)(*args, **kwargs)
     _launchers[name] = launch
@@ -72,7 +83,8 @@ def triton_reason() -> str | None:
 
 
 def _triton_function(name: str, module: str | None) -> Callable:
-    return getattr(importlib.import_module(f"sparsekern.triton_kernels.{module or name.rstrip('_')}"), name)
+    packet = name.partition(".")[0]                                     # overloads share one launcher
+    return getattr(importlib.import_module(f"sparsekern.triton_kernels.{module or packet.rstrip('_')}"), packet)
 
 
 def implementations(name: str) -> dict[str, Callable]:

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from sparsekern.ops._register import define, fake, reference, uses_triton
-from sparsekern.ops.mask_bits import packed_words, unpack_mask
+from sparsekern.ops.mask_bits import dense_mask, no_mask, packed_words
 
 _SCALARS = "float weight_decay, float momentum, {lr}, float dampening, bool nesterov, bool maximize, bool is_first_step"
 _TAIL = "Tensor? grad_scale=None, Tensor? found_inf=None) -> ()"
@@ -14,22 +14,6 @@ define("masked_sgd_.tensor_lr" + _MASKED.format(lr="Tensor lr"))
 define("packed_sgd_(Tensor(a!)[] values, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor?[] indices, *, "
        + _SCALARS.format(lr="float lr") + ", " + _TAIL)
 define("is_clean(Tensor[] params, Tensor[] momentum_buffers, Tensor[] masks) -> Tensor")
-
-_NO_MASK: dict[torch.device, Tensor] = {}
-
-
-def no_mask(device: torch.device) -> Tensor:
-    """The empty tensor that means "no mask: dense" in a list of masks."""
-    if device not in _NO_MASK:
-        _NO_MASK[device] = torch.empty(0, dtype=torch.bool, device=device)
-    return _NO_MASK[device]
-
-
-def dense_mask(mask: Tensor, like: Tensor) -> Tensor:
-    """[*like.shape] bool from a bool mask, packed int32 words, or an empty tensor meaning all of it."""
-    if mask.numel() == 0:
-        return torch.ones_like(like, dtype=torch.bool)
-    return mask if mask.dtype == torch.bool else unpack_mask(mask, like.shape)
 
 
 @torch.no_grad()
@@ -70,17 +54,17 @@ def masked_sgd_(params: list[Tensor], grads: list[Tensor], momentum_buffers: lis
         found_inf=found_inf)
 
 
-def check_update_lists(op: str, params, grads, momentum_buffers, masks, momentum) -> None:
+def check_update_lists(op: str, params, grads, momentum_buffers, masks, momentum, grads_name="grads") -> None:
     """The checks of the compiled kernels, in their words, for the implementations written in Python."""
-    for name, items in (("grads", grads), ("masks", masks)) + ((("momentum_buffers", momentum_buffers),) if momentum != 0 else ()):
+    for name, items in ((grads_name, grads), ("masks", masks)) + ((("momentum_buffers", momentum_buffers),) if momentum != 0 else ()):
         if len(items) != len(params):
             raise ValueError(f"{op}: {name}: expected a list of {len(params)} tensors like the first list, got {len(items)}")
     for i, (param, grad, mask) in enumerate(zip(params, grads, masks)):
         if grad.shape != param.shape:
-            raise ValueError(f"{op}: grads[{i}]: expected shape {list(param.shape)}, got {list(grad.shape)}")
+            raise ValueError(f"{op}: {grads_name}[{i}]: expected shape {list(param.shape)}, got {list(grad.shape)}")
         if momentum != 0 and momentum_buffers[i].shape != param.shape:
             raise ValueError(f"{op}: momentum_buffers[{i}]: expected shape {list(param.shape)}, got {list(momentum_buffers[i].shape)}")
-        if mask.numel() == 0 and param.numel() != 0:
+        if mask.numel() == 0 and (param.numel() != 0 or mask.dim() == 1):
             continue
         if mask.dtype == torch.bool and mask.shape != param.shape:
             raise ValueError(f"{op}: masks[{i}]: expected a bool mask of shape {list(param.shape)}, got {list(mask.shape)}")
@@ -199,4 +183,5 @@ def _(params, momentum_buffers, masks):
 
 
 uses_triton("masked_sgd_", "masked_sgd")
+uses_triton("masked_sgd_.tensor_lr", "masked_sgd")
 uses_triton("packed_sgd_", "masked_sgd")

@@ -1,0 +1,8 @@
+"""The engine: masks, schedules and optimizer state over time. It knows no algorithm."""
+from sparsekern.sparsity.masks import MaskSet
+from sparsekern.sparsity.patterns import Unstructured
+from sparsekern.sparsity.sparsifier import Sparsifier, SparsifierConfig
+from sparsekern.sparsity.timeline import ALL, FOREVER, Moment, Phase, Timeline, View
+from sparsekern.sparsity.update import Correction
+
+__all__ = ["ALL", "FOREVER", "Correction", "MaskSet", "Moment", "Phase", "Sparsifier", "SparsifierConfig", "Timeline", "Unstructured", "View"]

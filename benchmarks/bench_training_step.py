@@ -1,0 +1,77 @@
+"""What users pay for: a whole AST-GC step beside a dense SGD step, and the host's share of `sparsifier.step()`."""
+import time
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import sparsekern
+from sparsekern.testing import resnet50_shapes
+from sparsekern.training.models import build_model
+
+
+@pytest.mark.parametrize("model_name, batch", [("resnet20", 128), ("mlp:2048,2048", 128)])
+def bench_whole_step(race, model_name, batch):
+    """Forward, backward and update of steps without a mask event; the masks are those of the end of training."""
+    images, labels = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
+
+    def dense(fused):
+        model = build_model(model_name)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=fused)
+
+        def step():
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return step
+
+    def sparse(**options):
+        model = build_model(model_name)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+        sparsifier = sparsekern.AST_GC(model, optimizer, sparsity=(0.9, 0.95, 0.98), total_steps=100_000, initial_sparsity=0.5, **options)
+
+        def step():
+            F.cross_entropy(model(images), labels).backward()
+            sparsifier.step()
+            optimizer.zero_grad()
+        return step
+
+    race("training step", f"{model_name}, batch {batch}", {
+        "sparsekern AST-GC": sparse(),
+        "sparsekern AST without correction": sparse(gc=False),
+        "torch dense SGD": dense(None),
+        "torch dense SGD fused": dense(True),
+    }, targets=[("sparsekern AST-GC", "<=", 1.05, "torch dense SGD")] if model_name == "resnet20" else [], budget_s=40)
+
+
+def bench_host_overhead(race):
+    """161 tensors of 16 elements: what is left is the host's work."""
+    model = nn.ParameterList([nn.Parameter(torch.randn([min(n, 2) for n in shape])) for shape in resnet50_shapes()])
+    assert len(model) == 161
+    wrapped = nn.Sequential(*[nn.Linear(2, 2, bias=i < 80) for i in range(81)])
+    params = list(wrapped.parameters())
+    assert len(params) == 161
+    optimizer = torch.optim.SGD(params, lr=0.01, momentum=0.9, weight_decay=5e-4)
+    sparsifier = sparsekern.AST_GC(wrapped, optimizer, sparsity=(0.25, 0.5), total_steps=10**6, skip_first=False)
+    grads = [torch.randn_like(p) for p in params]
+    spent = []
+
+    def step():
+        for p, g in zip(params, grads):
+            p.grad = g.clone()
+        start = time.perf_counter()
+        sparsifier.step()
+        spent.append(time.perf_counter() - start)
+
+    buffers = [torch.zeros_like(p) for p in params]
+    masks = [torch.ones_like(p, dtype=torch.bool) for p in params]
+    previous = [g.clone() for g in grads]
+
+    def kernels():
+        sparsekern.ops.project_conflict_sgd_(params, grads, previous, buffers, masks, lr=0.01, momentum=0.9, weight_decay=5e-4, per_tensor=True)
+
+    medians = race("host overhead", "161 tensors, AST-GC, no event", {"sparsekern step() with its gradients made": step,
+                                                                       "sparsekern kernels alone": kernels})
+    spent.sort()
+    print(f"\nsparsifier.step(): median {spent[len(spent) // 2] * 1e6:.0f} us, of which the op {medians['sparsekern kernels alone'] * 1e6:.0f} us")

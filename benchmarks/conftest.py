@@ -1,0 +1,165 @@
+"""The race: ours and the peers on the same data in the same run, interleaved, so that a noisy machine is noisy to all.
+
+A benchmark calls `race(...)` once per shape. Results are checked before anything is timed; a contender whose result is wrong
+is listed as void. Rows and targets are printed at the end of the run, and written as JSON with --benchmark-report FILE.
+"""
+import json
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+from sparsekern._native import native
+
+_tables: list["Table"] = []
+
+
+@dataclass
+class Target:
+    """`left` / `right` in median time, held against a bound: ("ours", "<=", 1.15, "torch fused SGD")."""
+    left: str
+    sense: str
+    bound: float
+    right: str
+    measured: float | None = None
+
+    def judge(self, medians: dict[str, float]) -> None:
+        """"<=" bounds left / right from above (at most this much of the peer's time); ">=" asks for right / left (times faster)."""
+        if self.left in medians and self.right in medians:
+            ratio = medians[self.left] / medians[self.right]
+            self.measured = ratio if self.sense == "<=" else 1 / ratio
+
+    def __str__(self) -> str:
+        words = f"{self.left} {self.sense} {self.bound}x {'the time of' if self.sense == '<=' else 'as fast as'} {self.right}"
+        if self.measured is None:
+            return f"not run: {words}"
+        met = self.measured <= self.bound if self.sense == "<=" else self.measured >= self.bound
+        return f"{'met' if met else 'MISSED'}: {words}: {self.measured:.2f}x"
+
+
+@dataclass
+class Table:
+    op: str
+    shape: str
+    rows: list[dict] = field(default_factory=list)
+    targets: list[Target] = field(default_factory=list)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--benchmark-report", metavar="FILE", help="write rows and targets as JSON")
+    parser.addoption("--race-rounds", type=int, default=30, help="timed repetitions of each contender (default 30)")
+
+
+def _copy_bandwidth() -> float:
+    """GB/s of a large copy, read and written bytes counted: the yardstick of every row."""
+    source = torch.rand(64 * 2**20)
+    target = torch.empty_like(source)
+    times = []
+    for _ in range(9):
+        start = time.perf_counter()
+        target.copy_(source)
+        times.append(time.perf_counter() - start)
+    return 2 * source.numel() * 4 / float(numpy.median(times[2:])) / 1e9
+
+
+@pytest.fixture(scope="session")
+def copy_bandwidth():
+    return _copy_bandwidth()
+
+
+@pytest.fixture
+def race(request, benchmark, copy_bandwidth):
+    """race(op, shape, contenders, nbytes=..., check=..., targets=...): see the module docstring.
+
+    contenders: {name: callable}; the first is the one pytest-benchmark also records.
+    nbytes: bytes that must move, one number or {name: number}: gives GB/s and the share of copy bandwidth.
+    check: {name: callable() -> None} raising AssertionError when that contender's result is wrong, run before timing.
+    """
+    def run(op, shape, contenders, *, nbytes=None, check=None, targets=(), rounds=None, budget_s=8.0):
+        table = Table(op, shape, targets=[Target(*t) for t in targets])
+        _tables.append(table)
+        void = {}
+        for name, verify in (check or {}).items():
+            try:
+                verify()
+            except AssertionError as error:
+                void[name] = f"void: {str(error).splitlines()[0] if str(error) else 'wrong result'}"
+        able = {name: run for name, run in contenders.items() if name not in void}
+        times = {name: [] for name in able}
+        rounds = rounds or request.config.getoption("--race-rounds")
+        for name in able:
+            able[name]()
+        deadline = time.perf_counter() + budget_s
+        for index in range(rounds + 3):
+            for name, contender in able.items():
+                start = time.perf_counter()
+                contender()
+                if index >= 3:
+                    times[name].append(time.perf_counter() - start)
+            if time.perf_counter() > deadline and index >= 8:
+                break
+        medians = {name: float(numpy.median(values)) for name, values in times.items()}
+        for name in contenders:
+            if name in void:
+                table.rows.append({"name": name, "void": void[name]})
+                continue
+            moved = nbytes.get(name) if isinstance(nbytes, dict) else nbytes
+            rate = moved / medians[name] / 1e9 if moved else None
+            low, high = numpy.percentile(times[name], [10, 90])
+            table.rows.append({"name": name, "median_ms": medians[name] * 1e3, "min_ms": min(times[name]) * 1e3, "p10_ms": low * 1e3,
+                               "p90_ms": high * 1e3, "rounds": len(times[name]), "bytes": moved, "gb_per_s": rate,
+                               "share_of_copy": rate / copy_bandwidth if rate else None})
+        for target in table.targets:
+            target.judge(medians)
+        first = next(iter(able), None)
+        benchmark.extra_info.update(op=op, shape=shape, rows=table.rows, targets=[str(t) for t in table.targets])
+        if first:
+            benchmark.pedantic(able[first], rounds=3, warmup_rounds=1)
+        assert not any(name in void for name in contenders if name.startswith("sparsekern")), void
+        return medians
+
+    return run
+
+
+def evidence(bandwidth: float | None) -> dict:
+    """What a figure needs beside it: commit, device, versions, command."""
+    def git(*args):
+        answer = subprocess.run(["git", *args], capture_output=True, text=True, cwd=Path(__file__).parent)
+        return answer.stdout.strip() or None
+    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
+               platform.processor()) if Path("/proc/cpuinfo").exists() else platform.processor()
+    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no")), "device": cpu,
+            "threads": torch.get_num_threads(), "isa": native.isa, "python": platform.python_version(), "torch": torch.__version__,
+            "numpy": numpy.__version__, "command": shlex.join(["pytest", *sys.argv[1:]]), "copy_gb_per_s": bandwidth,
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not _tables:
+        return
+    record = evidence(_copy_bandwidth())
+    write = terminalreporter.write_line
+    terminalreporter.section("races (median ms; interleaved; share of copy bandwidth)")
+    write(f"{record['device']}, {record['threads']} threads, {record['isa']}, torch {record['torch']}, copy {record['copy_gb_per_s']:.1f} GB/s")
+    for table in _tables:
+        write(f"\n{table.op}  {table.shape}")
+        for row in table.rows:
+            if "void" in row:
+                write(f"  {row['name']:44} {row['void']}")
+                continue
+            rate = f"{row['gb_per_s']:8.1f} GB/s {row['share_of_copy']:6.0%}" if row["gb_per_s"] else ""
+            write(f"  {row['name']:44} {row['median_ms']:10.3f}  [{row['p10_ms']:.3f} .. {row['p90_ms']:.3f}] {rate}")
+        for target in table.targets:
+            write(f"  {target}")
+    path = config.getoption("--benchmark-report")
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(record | {"tables": [asdict(t) | {"verdicts": [str(x) for x in t.targets]} for t in _tables]}, indent=1))
+        write(f"\nwritten: {path}")

@@ -1,0 +1,52 @@
+"""Switches and fixtures shared by tests and benchmarks."""
+import os
+
+import pytest
+import torch
+
+GPU = torch.cuda.is_available()
+if not GPU:
+    os.environ.setdefault("TRITON_INTERPRET", "1")      # before triton is imported: its decorator decides
+
+from sparsekern._native import native  # noqa: E402
+
+
+def pytest_addoption(parser):
+    parser.addoption("--benchmark", action="store_true", help="run benchmarks/ instead of tests/ and print latency reports")
+
+
+def pytest_configure(config):
+    if config.getoption("--benchmark") and config.args == config.getini("testpaths"):
+        config.args[:] = ["benchmarks"]
+
+
+def pytest_collection_modifyitems(items):
+    if not GPU:
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    """Every device there is; the others skip with a reason."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(params=["scalar", "avx2", "avx512"])
+def isa(request):
+    """Runs the test once per CPU instruction set and goes back to the best one."""
+    if not native.available:
+        pytest.skip(f"compiled kernels are {native.reason}")
+    try:
+        native.set_isa(request.param)
+    except ValueError:
+        pytest.skip(f"this CPU has no {request.param}")
+    yield request.param
+    native.set_isa("auto")
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Every test starts from the same random state."""
+    torch.manual_seed(0)

@@ -1,0 +1,229 @@
+// Checks, plan and registration of project_conflict_ and project_conflict_sgd_; the kernels are in project_conflict.h.
+#include <ATen/core/List.h>
+#include <ATen/core/Tensor.h>
+#include <torch/library.h>
+
+#include <array>
+#include <cmath>
+#include <optional>
+
+#include "common/check.h"
+#include "common/sgd_scalars.h"
+#include "cpu/pieces.h"
+#include "cpu/sgd_lists.h"
+
+#define SK_KERNEL_FILE "cpu/project_conflict.h"
+#include "cpu/for_each_isa.h"
+
+namespace sparsekern {
+namespace {
+
+// A pair of gradients; `b` is null where the index takes no part in the products and is not projected.
+struct Pair {
+  const void* a = nullptr;
+  const void* b = nullptr;
+  MaskView mask;
+  at::ScalarType type;
+};
+
+// g_j[i] for g_i[i]: null for an empty tensor, else the same shape and dtype.
+const void* partner(const char* op, size_t i, const at::Tensor& b, const at::Tensor& a, const at::Tensor& layout, std::vector<at::Tensor>& kept) {
+  if (b.numel() == 0) return nullptr;
+  check_like(op, "g_j", i, b, a);
+  TORCH_CHECK_TYPE(b.scalar_type() == a.scalar_type(), op, ": g_j[", i, "]: expected ", a.scalar_type(), " like g_i, got ", b.scalar_type());
+  return data_like(b, layout, kept);
+}
+
+struct PairLists : CheckedLists<Pair> {
+  PairLists(const char* op, at::TensorList g_i, at::TensorList g_j, const std::optional<at::TensorList>& masks) {
+    check_same_length(op, "g_j", g_j.size(), g_i.size());
+    if (masks) check_same_length(op, "masks", masks->size(), g_i.size());
+    for (size_t i = 0; i < g_i.size(); ++i) {
+      const at::Tensor& a = g_i[i];
+      check_mutable(op, "g_i", i, a);
+      check_dtypes(op, a.scalar_type(), a.scalar_type());
+      at::Tensor mask_copy;
+      Pair e;
+      if (masks) e.mask = mask_view(op, "masks", i, (*masks)[i], a, mask_copy);
+      if (mask_copy.defined()) kept_.push_back(std::move(mask_copy));
+      e.a = a.mutable_data_ptr();
+      e.b = partner(op, i, g_j[i], a, a, kept_);
+      e.type = a.scalar_type();
+      entries_.push_back(e);
+      numel_.push_back(a.numel());
+    }
+  }
+  const std::vector<Pair>& pairs() const { return entries_; }
+};
+
+struct ProjectedSgdLists : SgdLists {
+  ProjectedSgdLists(const char* op, at::TensorList params, at::TensorList g_i, at::TensorList g_j, at::TensorList buffers, at::TensorList masks,
+                    double momentum, bool invert)
+      : SgdLists(op, params, g_i, buffers, masks, momentum, "g_i") {
+    check_same_length(op, "g_j", g_j.size(), params.size());
+    for (size_t i = 0; i < params.size(); ++i) {
+      const SgdTensor& x = entries_[i];
+      const void* b = partner(op, i, g_j[i], g_i[i], params[i], kept_);
+      const bool all_hidden = invert && x.mask.kind == MaskKind::none;
+      pairs_.push_back({x.grad, all_hidden ? nullptr : b, x.mask, x.grad_type});
+    }
+  }
+  const std::vector<Pair>& pairs() const { return pairs_; }
+
+ private:
+  std::vector<Pair> pairs_;
+};
+
+struct Options {
+  const char* op;
+  bool per_tensor, invert;
+  double eps;
+  bool overflow;  // found_inf: measure if asked to, apply nothing
+  std::optional<at::Tensor> stats;
+};
+
+// What a segment (the whole list, or one index) comes to.
+struct Verdict {
+  bool applied = false;
+  double coefficient = 0;
+};
+
+using Sums = std::array<double, 3>;  // d, q, |g_i|^2
+
+Verdict judge(const Sums& s, const Options& o, int64_t row) {
+  const auto [d, q, n] = s;
+  Verdict v;
+  v.applied = d < 0 && q > o.eps && std::isfinite(d) && std::isfinite(q) && !o.overflow;
+  if (v.applied) v.coefficient = d / q;
+  if (o.stats) {
+    const double cosine = q == 0 || n == 0 ? 0 : d / (std::sqrt(q) * std::sqrt(n));
+    float* out = o.stats->mutable_data_ptr<float>() + 4 * row;
+    out[0] = static_cast<float>(d);
+    out[1] = static_cast<float>(q);
+    out[2] = static_cast<float>(cosine);
+    out[3] = v.applied;
+  }
+  return v;
+}
+
+void check_stats(const Options& o, size_t tensors) {
+  if (!o.stats) return;
+  const int64_t rows = o.per_tensor ? static_cast<int64_t>(tensors) : 1;
+  TORCH_CHECK_TYPE(o.stats->scalar_type() == at::kFloat, o.op, ": stats: expected float32, got ", o.stats->scalar_type());
+  TORCH_CHECK_VALUE(o.stats->device().is_cpu(), o.op, ": stats: expected a tensor on cpu like the gradients, got ", o.stats->device());
+  TORCH_CHECK_VALUE(o.stats->dim() == 2 && o.stats->size(0) == rows && o.stats->size(1) == 4 && o.stats->is_contiguous(), o.op,
+                    ": stats: expected a contiguous [", rows, ", 4] tensor, got shape ", o.stats->sizes(), " with strides ", o.stats->strides());
+}
+
+// Per tensor, lists are worked off in groups of about this many elements: their gradients (8 MB in fp32) are still in the
+// last-level cache when the second pass comes, and a group is long enough to make starting the threads cheap.
+constexpr int64_t kGroup = 1 << 20;
+
+// Products of each segment, then second(tensor, begin, end, verdict) over all elements (`always`), or over those of the
+// segments that are projected.
+template <class Second>
+void run(const std::vector<Pair>& pairs, const std::vector<int64_t>& numel, const Options& o, bool always, const Second& second) {
+  const size_t tensors = pairs.size();
+  const bool measures = o.stats || (!o.overflow && o.eps < std::numeric_limits<double>::infinity());
+  size_t to = 0;
+  do {
+    const size_t from = to;
+    int64_t elements = 0;
+    for (; to < tensors && (!o.per_tensor || elements == 0 || elements + numel[to] <= kGroup); ++to) elements += numel[to];
+    std::vector<int64_t> sizes(numel.begin() + from, numel.begin() + to), active = sizes;
+    for (size_t i = from; i < to; ++i)
+      if (!pairs[i].b) active[i - from] = 0;
+
+    std::vector<Verdict> verdicts(o.per_tensor ? to - from : 1);
+    if (measures) {
+      const Pieces pieces(std::move(active));
+      std::vector<Sums> slots(pieces.count());
+      pieces.each([&](int64_t piece, int64_t t, int64_t begin, int64_t end) {
+        const Pair& x = pairs[from + t];
+        for_dtypes(o.op, x.type, x.type, [&](auto g, auto) {
+          using G = decltype(g);
+          SK_PICK(dots_piece<G>)(static_cast<const G*>(x.a), static_cast<const G*>(x.b), x.mask, begin, end, o.invert, o.stats.has_value(),
+                                 slots[piece].data());
+        });
+      });
+      for (size_t s = 0; s < verdicts.size(); ++s) {
+        const int64_t first = o.per_tensor ? pieces.first[s] : 0, last = o.per_tensor ? pieces.first[s + 1] : pieces.count();
+        Sums sum{};
+        for (int64_t k = first; k < last; ++k)
+          for (int c = 0; c < 3; ++c) sum[c] += slots[k][c];
+        verdicts[s] = judge(sum, o, static_cast<int64_t>(from + s));
+      }
+    }
+    if (o.overflow) continue;
+    if (!always)
+      for (size_t i = from; i < to; ++i)
+        if (!pairs[i].b || !verdicts[o.per_tensor ? i - from : 0].applied) sizes[i - from] = 0;
+    Pieces(std::move(sizes)).each([&](int64_t, int64_t t, int64_t begin, int64_t end) {
+      second(static_cast<int64_t>(from) + t, begin, end, verdicts[o.per_tensor ? t : 0]);
+    }, /*reverse=*/true);
+  } while (to < tensors);
+}
+
+void project_conflict_cpu(at::TensorList g_i, at::TensorList g_j, std::optional<at::TensorList> masks, bool per_tensor, double eps,
+                          const std::optional<at::Tensor>& stats) {
+  const Options o{"project_conflict_", per_tensor, false, eps, false, stats};
+  PairLists lists(o.op, g_i, g_j, masks);
+  check_stats(o, lists.size());
+  run(lists.pairs(), lists.numel(), o, false, [&](int64_t t, int64_t begin, int64_t end, const Verdict& v) {
+    const Pair& x = lists[t];
+    for_dtypes(o.op, x.type, x.type, [&](auto g, auto) {
+      using G = decltype(g);
+      SK_PICK(subtract_piece<G>)(static_cast<G*>(const_cast<void*>(x.a)), static_cast<const G*>(x.b), x.mask, begin, end,
+                                 static_cast<Arith<G>>(v.coefficient));
+    });
+  });
+}
+
+void project_conflict_sgd_cpu(at::TensorList params, at::TensorList g_i, at::TensorList g_j, at::TensorList momentum_buffers,
+                              at::TensorList masks, double weight_decay, double momentum, double lr, double dampening, bool nesterov,
+                              bool maximize, bool is_first_step, c10::string_view outside, bool invert, bool assume_clean,
+                              const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& found_inf, bool per_tensor, double eps,
+                              const std::optional<at::Tensor>& stats) {
+  const Options o{"project_conflict_sgd_", per_tensor, invert, eps, overflowed(found_inf), stats};
+  ProjectedSgdLists lists(o.op, params, g_i, g_j, momentum_buffers, masks, momentum, invert);
+  check_stats(o, lists.size());
+  const bool zero_outside = outside_is_zero(o.op, outside);
+  const double inverse_scale = inverse_grad_scale(grad_scale);
+  run(lists.pairs(), lists.numel(), o, true, [&](int64_t t, int64_t begin, int64_t end, const Verdict& v) {
+    const SgdTensor& x = lists[t];
+    const void* other = lists.pairs()[t].b;
+    for_dtypes(o.op, x.param_type, x.grad_type, [&](auto p, auto g) {
+      using P = decltype(p);
+      using G = decltype(g);
+      using A = Arith<P>;
+      SgdScalars<A> s(weight_decay, momentum, lr, dampening, nesterov, maximize, is_first_step, zero_outside, invert);
+      auto* param = static_cast<P*>(x.param);
+      auto* buffer = static_cast<P*>(x.momentum);
+      auto* a = static_cast<const G*>(x.grad);
+      const A scale = static_cast<A>(inverse_scale);
+      if (other && v.applied)
+        SK_PICK(projected_sgd_piece<P, G>)(param, a, static_cast<const G*>(other), buffer, x.mask, begin, end, s, scale,
+                                           static_cast<A>(v.coefficient));
+      else SK_PICK(masked_sgd_piece<P, G>)(param, a, buffer, x.mask, begin, end, s, scale);
+    });
+  });
+}
+
+void project_conflict_sgd_tensor_lr_cpu(at::TensorList params, at::TensorList g_i, at::TensorList g_j, at::TensorList momentum_buffers,
+                                        at::TensorList masks, double weight_decay, double momentum, const at::Tensor& lr, double dampening,
+                                        bool nesterov, bool maximize, bool is_first_step, c10::string_view outside, bool invert,
+                                        bool assume_clean, const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& found_inf,
+                                        bool per_tensor, double eps, const std::optional<at::Tensor>& stats) {
+  project_conflict_sgd_cpu(params, g_i, g_j, momentum_buffers, masks, weight_decay, momentum, lr.item().toDouble(), dampening, nesterov, maximize,
+                           is_first_step, outside, invert, assume_clean, grad_scale, found_inf, per_tensor, eps, stats);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(sparsekern, CPU, m) {
+  m.impl("project_conflict_", &project_conflict_cpu);
+  m.impl("project_conflict_sgd_", &project_conflict_sgd_cpu);
+  m.impl("project_conflict_sgd_.tensor_lr", &project_conflict_sgd_tensor_lr_cpu);
+}
+
+}  // namespace sparsekern

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# The CIFAR-10 comparison of results/cifar10: AST-GC against the same without correction, against each sub-net trained alone,
+# and against dense, all for the same steps. Stopped runs are continued where they were.
+#     scripts/cifar_evidence.sh DATA_DIR [RUNS_DIR]
+set -euo pipefail
+data=${1:?usage: cifar_evidence.sh DATA_DIR [RUNS_DIR]}
+runs=${2:-runs/cifar10}
+cd "$(dirname "$0")/.."
+
+run() {                                   # run NAME ALGORITHM OPTIONS...
+    local name=$1 algorithm=$2
+    shift 2
+    mkdir -p "$runs" results/cifar10
+    if [ ! -f "$runs/$name/report.json" ]; then
+        local resume=()
+        [ -d "$runs/$name" ] && resume=(--resume)
+        .venv/bin/sparsekern train "$algorithm" --data cifar10 --data-dir "$data" --progress plain --out "$runs/$name" "$@" "${resume[@]}"
+    fi
+    cp "$runs/$name/report.json" "results/cifar10/$name.json"
+}
+
+long=(--model resnet20 --subset 20000 --epochs 8 --eval-every 8 --channels-last true)
+short=(--model resnet20 --subset 5000 --epochs 6 --eval-every 6 --channels-last true)
+several=0.9,0.95,0.98
+
+run ast-gc-seed0        ast-gc "${long[@]}" --sparsity "$several"
+run ast-no-gc-seed0     ast-gc "${long[@]}" --sparsity "$several" --gc false
+run dense-seed0         dense  "${long[@]}"
+for sparsity in 0.9 0.95 0.98; do
+    run "alone-$sparsity-seed0" ast-gc "${long[@]}" --sparsity "$sparsity"
+done
+for seed in 0 1 2; do
+    run "short-ast-gc-seed$seed"    ast-gc "${short[@]}" --sparsity "$several" --seed "$seed"
+    run "short-ast-no-gc-seed$seed" ast-gc "${short[@]}" --sparsity "$several" --seed "$seed" --gc false
+done
+.venv/bin/python scripts/evidence_table.py results/cifar10 > results/cifar10.md

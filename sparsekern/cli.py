@@ -1,0 +1,176 @@
+"""The command line: sparsekern train | report | doctor. Mistakes come out as one line and exit code 2."""
+import dataclasses
+import inspect
+import re
+import sys
+from collections.abc import Sequence
+
+USAGE = """usage: sparsekern <command> ...
+
+  train ALGORITHM   train sparse sub-nets; `sparsekern train ALGORITHM --help` lists all settings
+  report RUN_DIR    render RUN_DIR/report.html again from its report.json
+  doctor            say which kernels are live and check every op against its reference
+
+algorithms: {algorithms}
+"""
+
+
+class UsageError(Exception):
+    """A command line that cannot be understood."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (0 done, 1 the doctor found a fault, 2 a mistake, 130 or 143 interrupted)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    commands = {"train": _train, "report": _report, "doctor": _doctor}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage(), end="")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from sparsekern import __version__
+        print(__version__)
+        return 0
+    from sparsekern.training import CheckpointError, ConfigError, DataError, Interrupted, TrainingError
+    try:
+        if arguments[0] not in commands:
+            raise UsageError(f"unknown command {arguments[0]!r}; expected one of {', '.join(commands)}")
+        return commands[arguments[0]](arguments[1:])
+    except Interrupted as stop:
+        print(f"sparsekern: {stop}", file=sys.stderr)
+        return stop.code
+    except (UsageError, CheckpointError, ConfigError, DataError, TrainingError) as error:
+        print(f"sparsekern: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _usage() -> str:
+    return USAGE.format(algorithms=", ".join(_algorithms()))
+
+
+def _algorithms() -> list[str]:
+    from sparsekern.algorithms import ALGORITHMS
+    return list(ALGORITHMS)
+
+
+# ---- train ----
+
+def _train(arguments: list[str]) -> int:
+    from sparsekern.training import TrainConfig, train
+    from sparsekern.training.progress import clock, table
+    if not arguments or arguments[0].startswith("-"):
+        if arguments[:1] in (["-h"], ["--help"]):
+            print(_usage(), end="")
+            return 0
+        raise UsageError(f"train: expected an algorithm, one of {', '.join(_algorithms())}")
+    algorithm = arguments[0]
+    if algorithm not in _algorithms():
+        raise UsageError(f"train: unknown algorithm {algorithm!r}; expected one of {', '.join(_algorithms())}")
+    values = _parse_train(algorithm, arguments[1:])
+    if values is None:                                     # --help or --print_config was answered
+        return 0
+    options = {name: values.pop(name) for name in _algorithm_fields(algorithm)}
+    config = TrainConfig(**values, options={name: value for name, value in options.items() if value is not None})
+    report = train(config)
+    print(table(report["subnets"]))
+    share = report["training_flops"] / report["dense_training_flops"]
+    print(f"{report['steps']} steps in {clock(report['wall_seconds'])} on {report['device']['name']}; training FLOPs "
+          f"{report['training_flops']:.3g}, {share:.2f} of a dense run")
+    print(f"wrote {config.out}/report.json and {config.out}/report.html")
+    return 0
+
+
+def _parse_train(algorithm: str, arguments: list[str]) -> dict | None:
+    try:
+        from jsonargparse import ArgumentParser
+    except ImportError as error:
+        raise UsageError("the command line of train needs jsonargparse: pip install 'sparsekern[train]', or call "
+                         "sparsekern.training.train(TrainConfig(...)) from Python") from error
+    from sparsekern.training.config import TrainConfig, train_fields
+
+    class Parser(ArgumentParser):
+        def error(self, message, *_):                      # one line instead of the usage of sixty settings
+            text = " ".join(line.strip() for line in str(message).splitlines())
+            raise UsageError(f"train {algorithm}: {text} (sparsekern train {algorithm} --help lists all settings)")
+
+    parser = Parser(prog=f"sparsekern train {algorithm}", description=f"Train with {algorithm}. Settings come from the command line and "
+                    f"from YAML files (--config); later ones win.")
+    parser.add_argument("--config", action="config", help="a YAML file with settings; may be given several times")
+    described = field_help(TrainConfig)
+    for name, field in train_fields().items():
+        spellings = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
+        default = algorithm if name == "algorithm" else field.default
+        kind = _shares if name in ("sparsity", "milestones") else field.type
+        parser.add_argument(*spellings, type=kind, default=default, help=described.get(name, ""))
+    described = field_help(_algorithm_class(algorithm))
+    for name, field in _algorithm_fields(algorithm).items():
+        spellings = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
+        parser.add_argument(*spellings, type=field.type, default=_default(field), help=f"{algorithm}: {described.get(name, '')}")
+    try:
+        values = parser.parse_args(arguments)
+    except SystemExit as done:                             # --help and --print_config print and leave
+        if done.code:
+            raise UsageError("see above") from done
+        return None
+    if values.algorithm != algorithm:
+        raise UsageError(f"the settings are those of {values.algorithm!r}, not of {algorithm!r}")
+    return {name: getattr(values, name) for name in [*train_fields(), *_algorithm_fields(algorithm)]}
+
+
+def _shares(value) -> tuple[float, ...]:
+    """0.9,0.95 on the command line; a number, a list or such a text in YAML."""
+    if isinstance(value, int | float):
+        return (float(value),)
+    parts = value.strip("[]() ").split(",") if isinstance(value, str) else value
+    return tuple(float(part) for part in parts)
+
+
+def _algorithm_class(algorithm: str) -> type:
+    """The dataclass with the settings of an algorithm."""
+    from sparsekern.algorithms import ALGORITHMS
+    return ALGORITHMS[algorithm].Config
+
+
+def _algorithm_fields(algorithm: str) -> dict[str, dataclasses.Field]:
+    """The settings of an algorithm beside those of every run (sparsity is one of those; total_steps follows from the epochs)."""
+    from sparsekern.training.config import train_fields
+    taken = {*train_fields(), "total_steps"}
+    return {field.name: field for field in dataclasses.fields(_algorithm_class(algorithm)) if field.name not in taken}
+
+
+def _default(field: dataclasses.Field):
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def field_help(cls: type) -> dict[str, str]:
+    """Field name -> the comment behind it, in the class or the classes it extends."""
+    found = {}
+    for base in reversed(cls.__mro__):
+        if dataclasses.is_dataclass(base):
+            found |= dict(re.findall(r"^    (\w+): [^#\n]*# +(.*)$", inspect.getsource(base), re.MULTILINE))
+    return found
+
+
+# ---- report and doctor ----
+
+def _report(arguments: list[str]) -> int:
+    from sparsekern.training.report import rerender
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise UsageError("report: expected one argument, the directory of a run")
+    try:
+        print(f"wrote {rerender(arguments[0])}")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"report: {error}") from error
+    return 0
+
+
+def _doctor(arguments: list[str]) -> int:
+    from sparsekern.doctor import doctor
+    if arguments:
+        raise UsageError(f"doctor: takes no arguments, got {' '.join(arguments)}")
+    return doctor()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

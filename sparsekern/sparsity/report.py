@@ -1,0 +1,36 @@
+"""Numbers about masks for people: exact sparsity, overlap, flips."""
+from itertools import combinations
+
+import torch
+
+from sparsekern import ops
+
+
+def summary(sparsifier) -> list[dict]:
+    s, rows = sparsifier, []
+    parameters = sum(param.numel() for param in s.model.parameters())
+    for name, pattern in s.patterns.items():
+        counts = s.masks.counts(name)
+        zeros = s.masks.numel - sum(counts)
+        rows.append({"name": name, "pattern": str(pattern), "target_sparsity": pattern.sparsity, "sparsity": s.masks.sparsity(name),
+                     "sparsity_of_all_parameters": zeros / parameters, "nnz": sum(counts), "prunable": s.masks.numel,
+                     "layers": {layer: {"nnz": count, "numel": numel, "sparsity": 1 - count / numel}
+                                for layer, count, numel in zip(s.masks.layers, counts, s.masks.numels)}})
+    return rows
+
+
+def metrics(sparsifier) -> dict:
+    s = sparsifier
+    result = s.log.summary(s.timeline.length, s.masks.layers) if s.config.metrics else {}
+    result["overlap"] = [overlap(s.masks, a, b) for a, b in combinations(s.subnets, 2)]
+    result["events"] = [record | {"flips": int(torch.as_tensor(record["flips"]).sum())} for record in s.history]
+    return result
+
+
+def overlap(masks, a: str, b: str) -> dict:
+    """Share of positions that are in one of two masks only, beside the least that their sizes allow."""
+    differing = ops.mask_stats(masks[a], masks[b])[:, 3].tolist()
+    layers = {layer: {"non_overlap": xor / numel, "least": abs(one - other) / numel}
+              for layer, numel, xor, one, other in zip(masks.layers, masks.numels, differing, masks.counts(a), masks.counts(b))}
+    return {"subnets": [a, b], "non_overlap": sum(differing) / masks.numel, "least": abs(masks.nnz(a) - masks.nnz(b)) / masks.numel,
+            "layers": layers}

@@ -1,0 +1,83 @@
+"""What tests, benchmarks and the doctor share: the tolerance rule, input makers, shapes of real networks."""
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+__all__ = ["assert_close", "awkward_shapes", "double", "each_implementation", "random_masks", "resnet50_shapes", "threads", "tolerance"]
+
+# Odd, prime, empty, scalar, one element, not a multiple of 16, 32 or a piece of 32K.
+awkward_shapes = [(0,), (1,), (), (7,), (31,), (32,), (33,), (5, 0, 3), (17, 13), (3, 5, 7, 2), (257,), (32771,), (70001,)]
+
+
+def tolerance(dtype: torch.dtype, reduction: int = 1, c: float = 4.0) -> float:
+    """The one rule: RMS(error) / RMS(reference) <= c * eps(dtype) * sqrt(reduction length)."""
+    return c * torch.finfo(dtype).eps * math.sqrt(max(reduction, 1))
+
+
+def assert_close(actual: Tensor, oracle: Tensor, *, dtype: torch.dtype | None = None, reduction: int = 1, c: float = 4.0) -> None:
+    """Assert that `actual` agrees with `oracle` (run in float64) under the tolerance rule; non-finite values must be equal."""
+    assert actual.shape == oracle.shape, f"shape {tuple(actual.shape)}, expected {tuple(oracle.shape)}"
+    got, want = actual.detach().double().cpu(), oracle.detach().double().cpu()
+    finite = torch.isfinite(want)
+    assert torch.equal(torch.isnan(got), torch.isnan(want)), "NaN in different places"
+    assert torch.equal(got[~finite & ~torch.isnan(want)], want[~finite & ~torch.isnan(want)]), "infinities differ"
+    if not finite.any():
+        return
+    error = (got - want)[finite].square().mean().sqrt()
+    scale = want[finite].square().mean().sqrt()
+    bound = tolerance(dtype or actual.dtype, reduction, c)
+    assert error <= bound * max(scale.item(), torch.finfo(dtype or actual.dtype).tiny), f"relative RMS error {error / scale:.3e} > {bound:.3e}"
+
+
+def double(value):
+    """The same nested lists with floating tensors as fresh float64 copies: inputs of an oracle."""
+    if isinstance(value, Tensor):
+        return value.detach().double().clone() if value.is_floating_point() else value.clone()
+    return type(value)(double(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run with `count` CPU threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def each_implementation(name: str, device: torch.device | str = "cpu") -> list[str]:
+    """Names of the implementations of an op that can run on `device` here (Triton on the CPU runs in its interpreter)."""
+
+
+    from sparsekern.ops import implementations
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    on_gpu = torch.device(device).type == "cuda"
+    able = {"reference": True, "cpu": not on_gpu, "cuda": on_gpu, "triton": on_gpu or interpreted}
+    return [key for key in implementations(name) if able[key]]
+
+
+def random_masks(tensors: list[Tensor], density: float, generator: torch.Generator | None = None) -> list[Tensor]:
+    """Bool masks of the tensors' shapes and layouts, about `density` of them on."""
+    return [torch.empty_like(t, dtype=torch.bool).copy_(torch.rand(t.shape, generator=generator).to(t.device) < density) for t in tensors]
+
+
+def resnet50_shapes() -> list[tuple[int, ...]]:
+    """The 161 parameter shapes of ResNet-50 (25,557,032 elements), in order."""
+    shapes: list[tuple[int, ...]] = [(64, 3, 7, 7), (64,), (64,)]
+    inside = 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            for shape in ((width, inside, 1, 1), (width, width, 3, 3), (width * 4, width, 1, 1)):
+                shapes += [shape, (shape[0],), (shape[0],)]
+            if block == 0:
+                shapes += [(width * 4, inside, 1, 1), (width * 4,), (width * 4,)]
+            inside = width * 4
+    return shapes + [(1000, 2048), (1000,)]
+
+

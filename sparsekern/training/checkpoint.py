@@ -1,0 +1,165 @@
+"""Checkpoints: one safetensors file with its JSON in the header, so that one rename commits everything.
+
+Names carry the step. The newest and the one before stay; a file that is truncated, changed, renamed or of another run is refused
+with the reason and the one before serves.
+"""
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+FORMAT = "sparsekern-checkpoint-1"
+KEPT = 2
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be used; the message says which and why."""
+
+
+def checkpoint_files(directory: Path) -> list[Path]:
+    """All checkpoints of a run, newest first."""
+    return sorted(Path(directory).glob("step-*.safetensors"), reverse=True)
+
+
+def save_checkpoint(directory: Path, tensors: Mapping[str, Tensor], meta: dict) -> Path:
+    """Write the state after `meta["step"]` steps and drop all but the two newest files.
+
+    The file is complete on disk before it gets its name; a crash at any moment leaves the former checkpoints as they were.
+    """
+    from safetensors.torch import save_file
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    host, strides = {}, {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach()
+        if not tensor.is_contiguous():
+            strides[name] = list(tensor.stride())          # e.g. channels-last; the order in memory decides the order of sums
+        host[name] = tensor.to("cpu", copy=True).contiguous()
+    text = json.dumps({**meta, "strides": strides}, allow_nan=False)
+    header = {"format": FORMAT, "meta": text, "sha256": _digest(host, text)}
+    target = directory / f"step-{meta['step']:09d}.safetensors"
+    partial = directory / f".{target.name}.partial"
+    save_file(host, str(partial), metadata=header)
+    _flush(partial)
+    os.replace(partial, target)                            # the commit point
+    _flush(directory)
+    for old in checkpoint_files(directory)[KEPT:]:
+        old.unlink()
+    return target
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """Tensors (on the host, in their former memory order) and meta of one file.
+
+    Raises:
+        CheckpointError: truncated, changed after it was written, or not a checkpoint of this format.
+    """
+    from safetensors import SafetensorError, safe_open
+    path = Path(path)
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise CheckpointError(f"{path.name}: not a checkpoint of sparsekern (format {header.get('format')!r}, expected {FORMAT!r})")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}   # noqa: SIM118  not a dict
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path.name}: truncated or damaged ({error})") from error
+    if _digest(tensors, header["meta"]) != header.get("sha256"):
+        raise CheckpointError(f"{path.name}: its content does not match its checksum; it was changed or damaged after it was written")
+    meta = json.loads(header["meta"])
+    if path.name != f"step-{meta['step']:09d}.safetensors":
+        raise CheckpointError(f"{path.name}: it holds step {meta['step']}; it was renamed or swapped with another file")
+    for name, stride in meta.pop("strides").items():
+        tensors[name] = torch.empty_strided(tensors[name].shape, stride, dtype=tensors[name].dtype).copy_(tensors[name])
+    return tensors, meta
+
+
+def load_newest(directory: Path, accept, say=print) -> tuple[dict[str, Tensor], dict] | None:
+    """The newest usable checkpoint, None if there is no file at all.
+
+    Args:
+        accept: called with (tensors, meta); raises CheckpointError for a checkpoint of another run or model.
+        say: told why a newer file was passed over.
+    Raises:
+        CheckpointError: there are files, and none can be used.
+    """
+    reasons = []
+    for path in checkpoint_files(directory):
+        try:
+            tensors, meta = load_checkpoint(path)
+            accept(tensors, meta)
+        except CheckpointError as error:
+            reasons.append(str(error) if path.name in str(error) else f"{path.name}: {error}")
+            continue
+        for reason in reasons:
+            say(f"checkpoint passed over: {reason}")
+        if reasons:
+            say(f"using the one before: {path.name}")
+        return tensors, meta
+    if reasons:
+        raise CheckpointError(f"no usable checkpoint in {directory}: " + "; ".join(reasons))
+    return None
+
+
+def check_model(tensors: Mapping[str, Tensor], model_state: Mapping[str, Tensor], prefix: str) -> None:
+    """Raise CheckpointError unless the tensors under `prefix` are those of the model, by name, shape and dtype."""
+    stored = {name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)}
+    missing, foreign = sorted(model_state.keys() - stored.keys()), sorted(stored.keys() - model_state.keys())
+    if missing or foreign:
+        parts = [f"it lacks {_some(missing)}"] if missing else []
+        parts += [f"it has {_some(foreign)}, which this model does not"] if foreign else []
+        raise CheckpointError("a checkpoint of another model: " + " and ".join(parts))
+    for name, value in model_state.items():
+        if stored[name].shape != value.shape or stored[name].dtype != value.dtype:
+            raise CheckpointError(f"a checkpoint of another model: {name} is {list(stored[name].shape)} {stored[name].dtype}, "
+                                  f"the model has {list(value.shape)} {value.dtype}")
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict]:
+    """The optimizer's state as "<parameter index>/<key>": tensors, and the numbers beside them. Groups count on, in order."""
+    tensors, numbers = {}, {}
+    for index, parameter in enumerate(_parameters(optimizer)):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            (tensors if isinstance(value, Tensor) else numbers)[f"{index}/{key}"] = value
+    return tensors, numbers
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping) -> None:
+    """The inverse of `optimizer_tensors`."""
+    parameters = _parameters(optimizer)
+    optimizer.state.clear()
+    for name, value in [*tensors.items(), *numbers.items()]:
+        index, _, key = name.partition("/")
+        if int(index) >= len(parameters):
+            raise CheckpointError(f"a checkpoint of another model: optimizer state {name}, but there are only {len(parameters)} parameters")
+        parameter = parameters[int(index)]
+        optimizer.state[parameter][key] = value.to(parameter.device) if isinstance(value, Tensor) else value
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}{tensor.dtype}{list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

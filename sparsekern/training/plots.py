@@ -1,0 +1,171 @@
+"""The plots of a report: each takes the report and returns a matplotlib figure, or None if the run has nothing to show there."""
+import contextlib
+
+COLORS = ("#1f6f8b", "#d1603d", "#5b8c5a", "#8e6c8a", "#c99b38", "#4a5a6a")
+POSITIVE, NEGATIVE = "#7fb0c4", "#d1603d"
+_RC = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#9aa6b2", "axes.labelcolor": "#3a4552",
+       "xtick.color": "#5d6b7c", "ytick.color": "#5d6b7c", "axes.grid": True, "grid.color": "#e6ebf0", "axes.axisbelow": True,
+       "legend.frameon": False, "svg.hashsalt": "sparsekern", "svg.fonttype": "path"}
+
+
+@contextlib.contextmanager
+def _figure(width: float, height: float, columns: int = 1, rows: int = 1, **options):
+    """A figure that no window and no pyplot state knows of."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    with matplotlib.rc_context(_RC):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def _percent_axis(axis) -> None:
+    from matplotlib.ticker import PercentFormatter
+    axis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+
+
+def _lines(report: dict, pick, label: str, percent: bool):
+    """One line per sub-net over the epochs; `pick(row, name)` gives the value or None."""
+    names = [s["name"] for s in report["subnets"]]
+    series = {name: [(row["epoch"], pick(row, name)) for row in report["history"]] for name in names}
+    series = {name: [point for point in points if point[1] is not None] for name, points in series.items()}
+    if not any(series.values()):
+        return None
+    with _figure(5.6, 3.2) as (figure, axes):
+        axis = axes[0, 0]
+        for index, (name, points) in enumerate(series.items()):
+            epochs, values = zip(*points) if points else ((), ())
+            marker = "o" if len(points) < 3 else None
+            axis.plot(epochs, values, color=COLORS[index % len(COLORS)], linewidth=1.6, marker=marker, label=name)
+        axis.set_xlabel("epoch")
+        axis.set_ylabel(label)
+        axis.locator_params(axis="x", integer=True)
+        if percent:
+            _percent_axis(axis.yaxis)
+        axis.legend(title="sub-net" if len(names) > 1 else None)
+    return figure
+
+
+def accuracy(report: dict):
+    return _lines(report, lambda row, name: row["subnets"].get(name, {}).get("accuracy"), "test accuracy", True)
+
+
+def training_loss(report: dict):
+    return _lines(report, lambda row, name: row["train_loss_by_subnet"].get(name), "training loss", False)
+
+
+def sparsity(report: dict):
+    if all(s["sparsity"] == 0 for s in report["subnets"]):
+        return None
+    return _lines(report, lambda row, name: row["subnets"].get(name, {}).get("sparsity"), "sparsity", True)
+
+
+def conflicts_per_epoch(history: list[dict]) -> dict[str, list[tuple[int, float, float]]]:
+    """{"inner" and "inter": [(epoch, positive share, negative share)]}: the counters of the history grow over the run, so their
+    differences belong to one epoch."""
+    found: dict[str, list[tuple[int, float, float]]] = {}
+    for kind in ("inner", "inter"):
+        before, rows = (0, 0.0, 0.0), []
+        for row in history:
+            signs = (row.get("sign_ratio") or {}).get(kind)
+            if not signs:
+                continue
+            count = signs["measured"]
+            now = count, signs["positive"] * count, signs["negative"] * count
+            if count > before[0]:
+                new = count - before[0]
+                rows.append((row["epoch"], (now[1] - before[1]) / new, (now[2] - before[2]) / new))
+            before = now
+        if rows:
+            found[kind] = rows
+    return found
+
+
+def conflicts(report: dict):
+    found = conflicts_per_epoch(report["history"])
+    if not found:
+        return None
+    titles = {"inner": "inside a group (consecutive sub-nets)", "inter": "between groups"}
+    with _figure(11.6, 2.9, len(found), sharey=True) as (figure, axes):
+        for axis, (kind, rows) in zip(axes[0], found.items()):
+            epochs, positive, negative = zip(*rows)
+            axis.bar(epochs, positive, width=0.85, color=POSITIVE, label="positive")
+            axis.bar(epochs, [-share for share in negative], width=0.85, color=NEGATIVE, label="negative")
+            axis.axhline(0, color="#3a4552", linewidth=0.8)
+            axis.set_title(titles[kind], fontsize=10, loc="left")
+            axis.set_xlabel("epoch")
+            axis.set_ylim(-1.02, 1.02)
+            axis.set_yticks([-1, -0.5, 0, 0.5, 1], ["100%", "50%", "0", "50%", "100%"])
+            axis.locator_params(axis="x", integer=True)
+        axes[0, 0].set_ylabel("share of inner products")
+        axes[0, -1].legend(loc="upper right", ncols=2, bbox_to_anchor=(1, 1.17))
+    return figure
+
+
+def _layer_axis(axis, names: list[str]) -> None:
+    """Layer names below the axis where there is room, else numbers."""
+    axis.set_xlim(-0.7, len(names) - 0.3)
+    if len(names) <= 40:
+        short = [name.removesuffix(".weight") for name in names]
+        axis.set_xticks(range(len(names)), short, rotation=90 if max(map(len, short)) > 4 else 0, fontsize=8)
+    else:
+        axis.set_xlabel("layer")
+    axis.grid(axis="x", visible=False)
+
+
+def overlap(report: dict):
+    """Per pair of sub-nets: the share of positions in one mask only, and the part of it that the sparsities alone explain."""
+    pairs = report["metrics"].get("overlap") or []
+    if not pairs:
+        return None
+    pairs = pairs[:6]
+    names = list(pairs[0]["layers"])
+    columns = min(3, len(pairs))
+    rows = -(-len(pairs) // columns)
+    with _figure(11.6, 3.4 * rows, columns, rows, sharey=True) as (figure, axes):
+        for axis in axes.flat[len(pairs):]:
+            axis.set_visible(False)
+        for axis, pair in zip(axes.flat, pairs):
+            least = [pair["layers"][name]["least"] for name in names]
+            total = [pair["layers"][name]["non_overlap"] for name in names]
+            axis.bar(range(len(names)), total, color=COLORS[1], width=0.8, label="non-overlap (XOR)")
+            axis.bar(range(len(names)), least, color="#c9d2db", width=0.8, label="sparsity difference")
+            axis.set_title(f"{pair['subnets'][0]} and {pair['subnets'][1]}: {pair['non_overlap']:.2%}, at least {pair['least']:.2%}",
+                           fontsize=10, loc="left")
+            _percent_axis(axis.yaxis)
+            _layer_axis(axis, names)
+        axes[0, 0].legend(loc="upper right", fontsize=8)
+    return figure
+
+
+def layers(report: dict):
+    """Density rather than sparsity carries the information at 90 % and more, so the axis is the density on a log scale."""
+    subnets = [s for s in report["subnets"] if s["sparsity"] > 0]
+    if not subnets:
+        return None
+    names = list(subnets[0]["layers"])
+    with _figure(11.6, 3.6) as (figure, axes):
+        axis = axes[0, 0]
+        for index, s in enumerate(subnets):
+            kept = [s["layers"][name]["nnz"] / s["layers"][name]["numel"] for name in names]
+            axis.plot(range(len(names)), kept, color=COLORS[index % len(COLORS)], marker="o", markersize=4, linewidth=1.3,
+                      label=f"{s['name']} ({1 - s['sparsity']:.1%} kept overall)")
+        axis.set_yscale("log")
+        low, high = axis.get_ylim()
+        ticks = [share for share in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if low / 1.5 <= share <= high * 1.5]
+        axis.set_yticks(ticks, [f"{1 - share:.1%}" if share < 0.1 else f"{1 - share:.0%}" for share in ticks])
+        axis.minorticks_off()
+        axis.set_ylabel("sparsity of the layer")
+        _layer_axis(axis, names)
+        axis.legend()
+    return figure
+
+
+#: title, caption, full width, function
+PLOTS = (
+    ("Accuracy", "Test accuracy of every sub-net.", False, accuracy),
+    ("Training loss", "Mean loss of the mini-batches that trained each sub-net.", False, training_loss),
+    ("Conflicts between sub-nets", "Sign of the inner product of consecutive gradients, whole model, share per epoch.", True, conflicts),
+    ("Non-overlap of the masks", "Positions that only one of two sub-nets has, per layer, beside the least their sparsities allow.", True, overlap),
+    ("Layer-wise sparsity", "At the end of the run; upwards is denser.", True, layers),
+    ("Sparsity over time", "Over all prunable weights together.", False, sparsity),
+)

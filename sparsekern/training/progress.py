@@ -1,0 +1,136 @@
+"""What a person sees while a run is going on: a bar on a terminal, plain lines elsewhere."""
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+PLAIN_SECONDS = 30.0                       # between lines inside a long epoch
+
+
+def make_progress(kind: str, total: int, per_epoch: int) -> "Silent":
+    """`kind`: auto, rich, plain or none. Without rich, or without a terminal, auto means plain lines."""
+    if kind == "none":
+        return Silent()
+    if kind == "rich" or (kind == "auto" and sys.stdout.isatty()):
+        try:
+            return Bar(total, per_epoch)
+        except ImportError:
+            pass
+    return Lines(total, per_epoch)
+
+
+def clock(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class Silent:
+    """Shows nothing but warnings; the base of the other two."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def close(self) -> None:
+        pass
+
+    def begin(self, step: int) -> None:
+        """The run starts (or goes on) at `step`."""
+
+    def step(self, step: int, live: Callable[[], Mapping]) -> None:
+        """One more step is done. `live()` reads back loss, accuracy and sub-net, and is called only when it will be shown."""
+
+    def epoch(self, row: Mapping) -> None:
+        """An epoch is done; `row` is its entry in the history."""
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
+
+class Lines(Silent):
+    """One line per epoch, and one every half minute inside long epochs."""
+
+    def __init__(self, total: int, per_epoch: int):
+        self.total, self.per_epoch = total, per_epoch
+        self.started = self.shown = time.monotonic()
+        self.first = self.done = 0
+
+    def begin(self, step: int) -> None:
+        self.first = self.done = step
+        self.started = self.shown = time.monotonic()
+
+    def _left(self) -> str:
+        done = self.done - self.first
+        return clock((time.monotonic() - self.started) / done * (self.total - self.done)) if done else "?"
+
+    def step(self, step: int, live: Callable[[], Mapping]) -> None:
+        self.done = step
+        if time.monotonic() - self.shown > PLAIN_SECONDS:
+            self.shown = time.monotonic()
+            now = live()
+            self.say(f"  step {step}/{self.total} loss {now['loss']:.3f} {now['subnet']} accuracy {now['accuracy']:.1%} left {self._left()}")
+
+    def epoch(self, row: Mapping) -> None:
+        self.shown = time.monotonic()
+        self.say(f"epoch {row['epoch']}/{self.total // self.per_epoch} loss {row['train_loss']:.3f} {describe(row['subnets'])}"
+                 f"left {self._left()}")
+
+
+class Bar(Silent):
+    """rich's progress bar; epochs with an evaluation leave a line above it."""
+
+    def __init__(self, total: int, per_epoch: int):
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        self.total, self.per_epoch = total, per_epoch
+        self.bar = Progress(TextColumn("epoch {task.fields[epoch]}"), BarColumn(bar_width=None), TextColumn("{task.percentage:>3.0f}%"),
+                            TextColumn("{task.fields[live]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+                            refresh_per_second=4)
+        self.task = self.bar.add_task("train", total=total, epoch=f"1/{total // per_epoch}", live="")
+        self.sparsities = ""
+        self.read = 0.0
+
+    def begin(self, step: int) -> None:
+        self.bar.update(self.task, completed=step)
+        self.bar.start()
+
+    def close(self) -> None:
+        self.bar.stop()
+
+    def step(self, step: int, live: Callable[[], Mapping]) -> None:
+        if time.monotonic() - self.read < 0.5 and step < self.total:       # each reading waits for the device
+            return
+        self.read = time.monotonic()
+        now = live()
+        epoch = f"{min(step // self.per_epoch + 1, self.total // self.per_epoch)}/{self.total // self.per_epoch}"
+        sparsity = " ".join(f"{value:.1%}" for value in now["sparsities"])
+        self.bar.update(self.task, completed=step, epoch=epoch, live=f"loss {now['loss']:.3f}  {now['subnet']} {now['accuracy']:.0%}  "
+                                                                     f"sparsity {sparsity}")
+
+    def epoch(self, row: Mapping) -> None:
+        if row["subnets"]:
+            self.say(f"epoch {row['epoch']}: loss {row['train_loss']:.3f}  {describe(row['subnets'])}")
+
+    def say(self, text: str) -> None:
+        self.bar.console.print(text, highlight=False, markup=False)
+
+
+def describe(subnets: Mapping[str, Mapping]) -> str:
+    """`name accuracy (sparsity)` of every evaluated sub-net."""
+    return "".join(f"{name} {entry['accuracy']:.2%} ({entry['sparsity']:.1%} sparse) " for name, entry in subnets.items())
+
+
+def table(subnets: list[Mapping]) -> str:
+    """The final table as aligned text."""
+    head = ("sub-net", "pattern", "target", "sparsity", "nonzeros", "accuracy", "loss", "forward FLOPs")
+    rows = [(s["name"], s["pattern"], _share(s["target_sparsity"]), _share(s["sparsity"]), f"{s['nnz']:,}", f"{s['accuracy']:.2%}",
+             f"{s['loss']:.4f}" if s["loss"] is not None else "-", f"{s['forward_flops']:.4g}") for s in subnets]
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    return "\n".join("  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
+                     for row in [head, tuple("-" * w for w in widths), *rows])
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4%}"

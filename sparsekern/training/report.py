@@ -1,0 +1,123 @@
+"""report.json: everything a run produced, in one finite JSON document. The page for people is made from it by `html.py`."""
+import json
+import math
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import sparsekern
+from sparsekern._native import native
+from sparsekern.training.html import render
+
+SCHEMA = 1
+
+
+def build(run) -> dict:
+    """The report of a finished run (a `trainer.Run`)."""
+    last = run.history[-1]["subnets"]
+    subnets = [{**row, "accuracy": last[row["name"]]["accuracy"], "loss": last[row["name"]]["loss"],
+                "forward_flops": run.forward_flops(row["name"])} for row in run.sparsifier.summary()]
+    config = run.config
+    return finite({
+        "schema": SCHEMA, "algorithm": config.algorithm, "data": config.data, "model": config.model, "seed": config.seed,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "epochs": config.epochs, "steps": run.step, "steps_per_epoch": run.per_epoch, "train_images": len(run.data.train_labels),
+        "test_images": len(run.data.test_labels), "wall_seconds": run.elapsed(), "device": device_info(run.device),
+        "versions": versions(), "commit": commit(), "uncommitted_changes": uncommitted(), "config": config.to_dict(),
+        "prunable": run.prunable, "parameters": run.parameters,
+        "subnets": subnets, "mean_accuracy": sum(s["accuracy"] for s in subnets) / len(subnets),
+        "training_flops": run.flops.total, "training_flops_per_sample": run.flops.per_sample,
+        "dense_forward_flops": sum(run.dense_flops.values()),
+        "dense_training_flops": 3 * sum(run.dense_flops.values()) * run.flops.samples,
+        "metrics": run.sparsifier.metrics(), "history": run.history,
+    })
+
+
+def write(report: dict, directory: Path) -> None:
+    """report.json and report.html; the JSON is complete on disk before it gets its name."""
+    directory = Path(directory)
+    for name, text in (("report.json", json.dumps(report, indent=1, allow_nan=False) + "\n"), ("report.html", render(report))):
+        partial = directory / f".{name}.partial"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(directory / name)
+
+
+def rerender(directory: Path) -> Path:
+    """Make report.html again from report.json."""
+    path = Path(directory) / "report.json"
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} does not exist; it is written when a run ends (an interrupted one goes on with --resume)") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    target = path.with_name("report.html")
+    target.write_text(render(report), encoding="utf-8")
+    return target
+
+
+def finite(value):
+    """The same nested value as plain JSON, with None for NaN and infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {str(key): finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    if isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.ndim == 0):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def versions() -> dict[str, str | None]:
+    try:
+        import triton
+        triton_version = triton.__version__
+    except ImportError:
+        triton_version = None
+    return {"sparsekern": sparsekern.__version__, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
+            "triton": triton_version, "cuda": torch.version.cuda}
+
+
+def device_info(device: torch.device) -> dict:
+    """What the run ran on."""
+    info = {"type": device.type, "name": cpu_name(), "threads": torch.get_num_threads(), "isa": native.isa, "platform": sys.platform}
+    if device.type == "cuda":
+        info["name"] = torch.cuda.get_device_name(device)
+        info["memory"] = torch.cuda.get_device_properties(device).total_memory
+    return info
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The git commit of the package if it runs from a checkout of its own, else None."""
+    return _git("rev-parse", "HEAD")
+
+
+def uncommitted() -> bool | None:
+    """Whether tracked files of that checkout differ from the commit."""
+    status = _git("status", "--porcelain", "--untracked-files=no")
+    return None if status is None else bool(status)
+
+
+def _git(*arguments: str) -> str | None:
+    root = Path(sparsekern.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,355 @@
+"""The ready-made loop: data, learning rate, evaluation, checkpoints and the report around `sparsifier.step()`.
+
+Whatever a step computes is a function of the settings, the step number and the state in the checkpoint, so a run that was stopped
+anywhere goes on bit for bit.
+"""
+import contextlib
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sparsekern.training import report as reports
+from sparsekern.training.checkpoint import (CheckpointError, check_model, checkpoint_files, load_newest, load_optimizer, optimizer_tensors,
+                                            save_checkpoint)
+from sparsekern.training.config import ConfigError, TrainConfig, differences, write_config
+from sparsekern.training.data import Batches, load_dataset, seed_of
+from sparsekern.training.flops import TrainingFlops, layer_flops, sparse_flops
+from sparsekern.training.models import build_model
+from sparsekern.training.progress import make_progress
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its state is saved. `code` is what a command line exits with."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.code = 128 + number
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on, for a reason in the numbers."""
+
+
+def train(config: TrainConfig, on_step: Callable[["Run"], None] | None = None, build: Callable | None = None) -> dict:
+    """Train as `config` says and return the report that is also written to `out`.
+
+    Args:
+        on_step: called after every step with the run.
+        build: makes the sparsifier; default `sparsekern.algorithms.build`.
+    Raises:
+        ConfigError, DataError, CheckpointError: what is wrong and what to do.
+        Interrupted: SIGINT or SIGTERM came; the checkpoint is written.
+        TrainingError: the loss is no longer finite.
+    """
+    device = torch.device(pick_device(config))
+    threads = torch.get_num_threads()
+    saved_cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            torch.set_num_threads(config.threads or threads)
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = config.deterministic, not config.deterministic
+            return Run(config, device, build).run(on_step)
+        finally:
+            torch.set_num_threads(threads)
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = saved_cudnn
+
+
+def pick_device(config: TrainConfig) -> str:
+    if config.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError("device: cuda was asked for, but torch finds no CUDA device; use --device cpu or look at `sparsekern doctor`")
+    if config.precision == "bf16" and config.device == "cpu":
+        raise ConfigError("precision: bf16 needs a CUDA device; use --precision fp32 on the CPU")
+    return config.device
+
+
+def learning_rate(config: TrainConfig, step: int, total: int, per_epoch: int) -> float:
+    """The learning rate of a step: linear warm-up, then the schedule over the rest. A pure function of the step."""
+    warmup = round(config.warmup_epochs * per_epoch)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    if config.schedule == "cosine":
+        return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+    if config.schedule == "step":
+        return config.lr * config.gamma ** sum(step >= share * total for share in config.milestones)
+    return config.lr
+
+
+class Run:
+    """One training run: everything it holds, its loop, and its way to disk and back."""
+
+    def __init__(self, config: TrainConfig, device: torch.device, build: Callable | None = None):
+        self.config, self.device, self.out = config, device, Path(config.out)
+        self.checkpoints = self.out / "checkpoints"
+        prepare_directory(config)
+        data = load_dataset(config.data, config.data_dir, download=config.download, subset=config.subset)
+        self.data = data.to(device)
+        self.batches = Batches(self.data, config.batch_size, config.seed, config.augment)
+        self.per_epoch = self.batches.per_epoch
+        self.total = config.epochs * self.per_epoch
+        torch.manual_seed(seed_of("model", config.seed))
+        self.model = build_model(config.model, classes=data.classes, shape=data.shape)
+        self.dense_flops = layer_flops(self.model, data.shape)
+        self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.model.to(device=device, memory_format=self.memory_format)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=config.lr, momentum=config.momentum, nesterov=config.nesterov,
+                                         weight_decay=config.weight_decay)
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())     # before there are banks of norms
+        self.sparsifier = self._build(build)
+        self.subnets = list(self.sparsifier.subnets)
+        self.prunable, self.parameters = self.sparsifier.masks.numel, parameters
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+        self.step_loss = getattr(self.sparsifier, "loss", None) or (lambda model, x, y, criterion: criterion(model(x), y))
+        self.flops = TrainingFlops()
+        self._known_flops: tuple[int, dict[str, float]] = (-1, {})
+        self.step = 0
+        self.seconds = 0.0                 # of earlier starts of this run
+        self.history: list[dict] = []
+        self.loss_sums = torch.zeros(len(self.subnets), dtype=torch.float64, device=device)
+        self.loss_counts = [0] * len(self.subnets)
+        self.signal: int | None = None
+
+    def _build(self, build: Callable | None):
+        """The sparsifier; it gets the settings it has fields for, and refuses the rest by name."""
+        algorithm, fields = self.config.algorithm, dict(self.config.options)
+        if build is None:
+            from sparsekern.algorithms import ALGORITHMS, build
+            if algorithm not in ALGORITHMS:
+                raise ConfigError(f"algorithm: expected one of {', '.join(ALGORITHMS)}, got {algorithm!r}")
+            known = {field.name for field in dataclasses.fields(ALGORITHMS[algorithm].Config)}
+            foreign = sorted((set(fields) | ({"sparsity"} if self.config.sparsity else set())) - known)
+            if foreign:
+                raise ConfigError(f"{algorithm} has no setting {', '.join(foreign)}; it has {', '.join(sorted(known - {'total_steps'}))}")
+            fields = ({"seed": self.config.seed} if "seed" in known else {}) | fields
+        if self.config.sparsity is not None:
+            fields["sparsity"] = self.config.sparsity
+        try:
+            return build(algorithm, self.model, self.optimizer, total_steps=self.total, **fields)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{algorithm}: {error}") from error
+
+    # ---- the loop ----
+
+    def run(self, on_step: Callable[["Run"], None] | None = None) -> dict:
+        self.started = time.monotonic()
+        with make_progress(self.config.progress, self.total, self.per_epoch) as self.progress:
+            if self.config.resume:
+                self._restore()
+            write_config(self.out / "config.yaml", self.config)
+            self.progress.begin(self.step)
+            with self._signals():
+                try:
+                    while True:
+                        if self.step and self.step % self.per_epoch == 0 and len(self.history) < self.step // self.per_epoch:
+                            self._end_epoch()
+                        if self.step == self.total:
+                            break
+                        self._train_step()
+                        if on_step:
+                            on_step(self)
+                        self._stop_if_asked()
+                        every = self.config.checkpoint_every
+                        if every and self.step % every == 0 and self.step % self.per_epoch:
+                            self.save()
+                    self._finalize()
+                except Interrupted as stop:
+                    path = self.save()
+                    raise Interrupted(stop.code - 128, f"stopped after step {self.step} of {self.total}, saved {path}; go on with the same "
+                                                       f"command and --resume (without --overwrite)") from None
+        report = reports.build(self)
+        reports.write(report, self.out)
+        return report
+
+    def _train_step(self) -> None:
+        epoch, index = divmod(self.step, self.per_epoch)
+        rate = learning_rate(self.config, self.step, self.total, self.per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        torch.manual_seed(seed_of("step", self.config.seed, self.step))        # dropout and the like resume exactly, too
+        images, labels = self.batches.at(epoch, index)
+        subnet = self.sparsifier.active
+        with self._autocast():
+            loss = self.step_loss(self.model, images.contiguous(memory_format=self.memory_format), labels, self.criterion)
+        loss.backward()
+        forward_flops = self.forward_flops(subnet)         # of the masks that this forward used
+        try:
+            self.sparsifier.step(max_norm=self.config.max_norm)
+        except ValueError as error:                        # e.g. NaN in a layer's weights when its mask is due
+            raise TrainingError(f"step {self.step}: {error}") from error
+        self.optimizer.zero_grad()
+        self.flops.add(forward_flops, len(labels))
+        position = self.subnets.index(subnet)
+        self.loss_sums[position] += loss.detach()
+        self.loss_counts[position] += 1
+        self.step += 1
+        self.progress.step(self.step, lambda: self._live(subnet, loss))
+
+    def _live(self, subnet: str, loss: Tensor) -> dict:
+        """What the bar shows; reads back from the device."""
+        last = next((row["subnets"][subnet]["accuracy"] for row in reversed(self.history) if row["subnets"]), 0.0)
+        return {"subnet": subnet, "loss": loss.item(), "accuracy": last, "sparsities": [self.sparsifier.masks.sparsity(name) for name in self.subnets]}
+
+    def _end_epoch(self) -> None:
+        epoch = self.step // self.per_epoch
+        sums = self.loss_sums.tolist()
+        if not all(map(math.isfinite, sums)):
+            raise TrainingError(f"the loss is not finite in epoch {epoch} (step {self.step}); the last checkpoint is from before that epoch. "
+                                f"Lower --lr (now {self.config.lr:g}), add --warmup_epochs or set --max_norm")
+        due = epoch % self.config.eval_every == 0 or self.step == self.total
+        row = {
+            "epoch": epoch, "step": self.step, "lr": self.optimizer.param_groups[0]["lr"],
+            "train_loss": sum(sums) / max(1, sum(self.loss_counts)),
+            "train_loss_by_subnet": {name: s / n if n else None for name, s, n in zip(self.subnets, sums, self.loss_counts)},
+            "training_flops": self.flops.total,
+            "subnets": {name: {**self.evaluate(name), "sparsity": self.sparsifier.masks.sparsity(name)} for name in self.subnets} if due else {},
+            "sign_ratio": self.sparsifier.metrics().get("sign_ratio"),
+            "seconds": self.elapsed(),
+        }
+        self.history.append(row)
+        self.loss_sums.zero_()
+        self.loss_counts = [0] * len(self.subnets)
+        self.progress.epoch(row)
+        self.save()
+
+    def _finalize(self) -> None:
+        """Some algorithms choose among their sub-nets at the end (and are evaluated again after it)."""
+        finalize = getattr(self.sparsifier, "finalize", None)
+        if finalize is not None and "finalized" not in self.history[-1]:
+            finalize(lambda name: self.evaluate(name)["accuracy"])
+            self.history[-1].update(finalized=True, subnets={name: {**self.evaluate(name), "sparsity": self.sparsifier.masks.sparsity(name)}
+                                                             for name in self.subnets})
+            self.save()
+
+    @torch.no_grad()
+    def evaluate(self, name: str) -> dict:
+        """Accuracy and loss of one sub-net on the test images."""
+        data, model = self.data, self.model
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        total_loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        was_training = model.training
+        with self.sparsifier.subnet(name):
+            model.eval()
+            try:
+                for images, labels in zip(data.test_images.split(self.config.eval_batch), data.test_labels.split(self.config.eval_batch)):
+                    with self._autocast():
+                        scores = model(data.normalise(images).contiguous(memory_format=self.memory_format)).float()
+                    total_loss += nn.functional.cross_entropy(scores, labels, reduction="sum")
+                    correct += (scores.argmax(1) == labels).sum()
+                    self._stop_if_asked()
+            finally:
+                model.train(was_training)
+        count = len(data.test_labels)
+        return {"accuracy": correct.item() / count, "loss": total_loss.item() / count}
+
+    # ---- what the sub-nets are ----
+
+    def densities(self, name: str) -> dict[str, float]:
+        """Share of nonzeros of every prunable weight."""
+        masks = self.sparsifier.masks
+        return {layer: count / numel for layer, count, numel in zip(masks.layers, masks.counts(name), masks.numels)}
+
+    def forward_flops(self, name: str) -> float:
+        """Of one sample through a sub-net; remembered until a mask changes."""
+        version = self.sparsifier.masks.version
+        if self._known_flops[0] != version:
+            self._known_flops = version, {}
+        known = self._known_flops[1]
+        if name not in known:
+            known[name] = sparse_flops(self.dense_flops, self.densities(name))
+        return known[name]
+
+    # ---- to disk and back ----
+
+    def save(self) -> Path:
+        """Write a checkpoint of the state between two steps."""
+        momenta, numbers = optimizer_tensors(self.optimizer)
+        state = self.sparsifier.state_dict()
+        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"optimizer/{name}": value for name, value in momenta.items()}
+        tensors |= {f"sparsifier/{name}": value for name, value in state["tensors"].items()}
+        tensors["trainer/loss_sums"] = self.loss_sums
+        meta = {"step": self.step, "config": self.config.identity(), "optimizer": numbers, "sparsifier": state["meta"],
+                "history": self.history, "loss_counts": self.loss_counts, "flops": self.flops.state_dict(), "seconds": self.elapsed()}
+        return save_checkpoint(self.checkpoints, tensors, reports.finite(meta))
+
+    def _accept(self, tensors: dict[str, Tensor], meta: dict) -> None:
+        changed = differences(meta["config"], self.config.identity())
+        if changed:
+            raise CheckpointError("it is of a run with other settings: " + "; ".join(changed))
+        check_model(tensors, self.model.state_dict(), "model/")
+
+    def _restore(self) -> None:
+        found = load_newest(self.checkpoints, self._accept, self.progress.say)
+        if found is None:
+            self.progress.say(f"no checkpoint in {self.checkpoints} yet; starting from the beginning")
+            return
+        tensors, meta = found
+        part = {kind: {name.removeprefix(kind + "/"): value for name, value in tensors.items() if name.startswith(kind + "/")}
+                for kind in ("model", "optimizer", "sparsifier")}
+        self.model.load_state_dict(part["model"])
+        load_optimizer(self.optimizer, part["optimizer"], meta["optimizer"])
+        self.sparsifier.load_state_dict({"tensors": part["sparsifier"], "meta": meta["sparsifier"]})
+        self.loss_sums.copy_(tensors["trainer/loss_sums"])
+        self.step, self.history, self.loss_counts = meta["step"], meta["history"], meta["loss_counts"]
+        self.flops.load_state_dict(meta["flops"])
+        self.seconds = meta["seconds"]
+        self.progress.say(f"resumed after step {self.step} of {self.total}")
+
+    def elapsed(self) -> float:
+        """Seconds of this run, those before it was resumed included."""
+        return self.seconds + time.monotonic() - self.started
+
+    # ---- the surroundings ----
+
+    def _autocast(self):
+        if self.config.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def _stop_if_asked(self) -> None:
+        if self.signal is not None:
+            raise Interrupted(self.signal, "")
+
+    @contextlib.contextmanager
+    def _signals(self):
+        """The first SIGINT or SIGTERM ends the run after the step at hand; the second one acts as it always did."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        former = {}
+
+        def note(number, _frame):
+            self.signal = number
+            signal.signal(number, former[number])
+        for number in (signal.SIGINT, signal.SIGTERM):
+            former[number] = signal.signal(number, note)
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+
+def prepare_directory(config: TrainConfig) -> None:
+    """Make `out`, refuse one that holds another run, and clear ours from it with overwrite."""
+    out = Path(config.out)
+    held = [out / name for name in ("config.yaml", "report.json", "report.html") if (out / name).exists()]
+    held += checkpoint_files(out / "checkpoints")
+    if held and not (config.resume or config.overwrite):
+        raise ConfigError(f"out: {out} already holds a run ({held[0].name}); add --resume to go on with it, --overwrite to replace it, or "
+                          f"choose another --out")
+    if config.overwrite:
+        for path in held:
+            path.unlink()
+    try:
+        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out: cannot make {out}: {error}") from error
