@@ -19,7 +19,7 @@ def program(tmp_path_factory):
         if name not in built:
             target = folder / Path(name).stem
             command = [CXX, "-x", "c++", "-std=c++17", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas",
-                       "-Wno-maybe-uninitialized", "-Werror", "-I", str(ROOT / "csrc"), str(ROOT / "tests/native" / name), "-o", str(target)]
+                       "-Wno-maybe-uninitialized", "-Werror", "-I", ROOT / "csrc", ROOT / "tests/native" / name, "-o", target]
             subprocess.run(command, check=True, timeout=120)
             built[name] = target
         return built[name]

@@ -139,8 +139,8 @@ class PackedLists : public CheckedLists<PackedTensor> {
         e.index = kept_.back().const_data_ptr();
         e.grad_numel = grad.numel();
       } else {
-        TORCH_CHECK_VALUE(grad.numel() == p.numel(), op, ": grads[", i, "]: expected a packed gradient of ", p.numel(), " values, got ",
-                          grad.numel(), "; pass indices[", i, "] to gather from a dense one");
+        TORCH_CHECK_VALUE(grad.numel() == p.numel(), op, ": grads[", i, "]: expected a packed gradient of ", p.numel(), " values, got ", grad.numel(),
+                          "; pass indices[", i, "] to gather from a dense one");
       }
       kept_.push_back(grad);
       e.param = p.mutable_data_ptr();

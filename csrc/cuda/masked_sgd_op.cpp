@@ -57,8 +57,8 @@ void launch_groups(const char* op, const Lists& lists, at::TensorList params, co
 }
 
 void masked_sgd(at::TensorList params, at::TensorList grads, at::TensorList momentum_buffers, at::TensorList masks, double weight_decay,
-                double momentum, double lr, double dampening, bool nesterov, bool maximize, bool is_first_step, c10::string_view outside,
-                bool invert, bool assume_clean, const DeviceScalars& given) {
+                double momentum, double lr, double dampening, bool nesterov, bool maximize, bool is_first_step, c10::string_view outside, bool invert,
+                bool assume_clean, const DeviceScalars& given) {
   constexpr const char* op = "masked_sgd_";
   for (size_t i = 0; i < params.size(); ++i) cuda::check_cuda(op, "params", i, params[i]);
   const bool zero_outside = outside_is_zero(op, outside);

@@ -17,10 +17,10 @@
 extern "C" __attribute__((weak)) int32_t aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 
 // A failed launch, in the words of the other checks.
-#define SK_CUDA_CHECK(op, status)                                                                                  \
-  do {                                                                                                             \
-    const int sk_status = (status);                                                                                \
-    TORCH_CHECK(sk_status == 0, op, ": CUDA: ", cudaGetErrorString(static_cast<cudaError_t>(sk_status)),           \
+#define SK_CUDA_CHECK(op, status)                                                                                   \
+  do {                                                                                                              \
+    const int sk_status = (status);                                                                                 \
+    TORCH_CHECK(sk_status == 0, op, ": CUDA: ", cudaGetErrorString(static_cast<cudaError_t>(sk_status)),            \
                 "; an error from earlier work can surface here, CUDA_LAUNCH_BLOCKING=1 shows where it comes from"); \
   } while (0)
 

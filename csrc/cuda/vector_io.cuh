@@ -12,11 +12,17 @@ __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
 template <class T>
 __device__ __forceinline__ T from_float(float x);
 template <>
-__device__ __forceinline__ float from_float<float>(float x) { return x; }
+__device__ __forceinline__ float from_float<float>(float x) {
+  return x;
+}
 template <>
-__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
+__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+  return __float2bfloat16_rn(x);
+}
 template <>
-__device__ __forceinline__ __half from_float<__half>(float x) { return __float2half_rn(x); }
+__device__ __forceinline__ __half from_float<__half>(float x) {
+  return __float2half_rn(x);
+}
 
 template <class T, int N>
 struct alignas(sizeof(T) * N) Group {
@@ -39,8 +45,7 @@ __device__ __forceinline__ Group<T, N> load_group(const T* p, bool aligned) {
   Group<T, N> group;
   if (bytes % 16 == 0 && aligned) {
 #pragma unroll
-    for (int k = 0; k < bytes / 16; ++k)
-      reinterpret_cast<uint4*>(&group)[k] = load_word<cache, uint4>(reinterpret_cast<const uint4*>(p) + k);
+    for (int k = 0; k < bytes / 16; ++k) reinterpret_cast<uint4*>(&group)[k] = load_word<cache, uint4>(reinterpret_cast<const uint4*>(p) + k);
   } else if (bytes == 8 && aligned) {
     *reinterpret_cast<uint2*>(&group) = load_word<cache, uint2>(p);
   } else {

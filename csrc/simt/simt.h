@@ -11,7 +11,7 @@
 #include <cuda_runtime.h>
 #define SK_LAUNCH(kernel, grid, block, smem, stream, ...) (kernel)<<<(grid), (block), (smem), (stream)>>>(__VA_ARGS__)
 // Dynamic shared memory as an array of T; one use per kernel.
-#define SK_DYNAMIC_SHARED(T, name)                                  \
+#define SK_DYNAMIC_SHARED(T, name)                                   \
   extern __shared__ __align__(16) unsigned char sk_dynamic_shared[]; \
   T* name = reinterpret_cast<T*>(sk_dynamic_shared)
 #else
@@ -148,7 +148,8 @@ struct Machine {
   }
 
   [[noreturn]] void deadlock() const {
-    std::string text = "deadlock in block (" + std::to_string(blockIdx.x) + ", " + std::to_string(blockIdx.y) + ", " + std::to_string(blockIdx.z) + "):";
+    std::string text =
+        "deadlock in block (" + std::to_string(blockIdx.x) + ", " + std::to_string(blockIdx.y) + ", " + std::to_string(blockIdx.z) + "):";
     std::string last;
     for (size_t i = 0; i < live; ++i) {
       const Fiber& f = fibers[i];
@@ -236,8 +237,7 @@ inline int block_count(int predicate, const char* what) {
 
 }  // namespace simt
 
-#define SK_LAUNCH(kernel, grid, block, smem, stream, ...) \
-  ((void)(stream), simt::launch((grid), (block), (smem), [&] { (kernel)(__VA_ARGS__); }))
+#define SK_LAUNCH(kernel, grid, block, smem, stream, ...) ((void)(stream), simt::launch((grid), (block), (smem), [&] { (kernel)(__VA_ARGS__); }))
 #define SK_DYNAMIC_SHARED(T, name) T* name = static_cast<T*>(simt::dynamic_shared())
 
 #include "simt/simt_intrinsics.h"

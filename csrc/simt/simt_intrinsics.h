@@ -64,32 +64,50 @@ T reduce(unsigned mask, T value, const char* what, Op op) {
   });
 }
 }  // namespace simt
-inline unsigned __ballot_sync(unsigned mask, int p) { return simt::lanes_where<int>(mask, p, "__ballot_sync", [](int v) { return v != 0; }); }
-inline int __any_sync(unsigned mask, int p) { return simt::lanes_where<int>(mask, p, "__any_sync", [](int v) { return v != 0; }) != 0; }
-inline int __all_sync(unsigned mask, int p) { return simt::lanes_where<int>(mask, p, "__all_sync", [](int v) { return v == 0; }) == 0; }
+inline unsigned __ballot_sync(unsigned mask, int p) {
+  return simt::lanes_where<int>(mask, p, "__ballot_sync", [](int v) { return v != 0; });
+}
+inline int __any_sync(unsigned mask, int p) {
+  return simt::lanes_where<int>(mask, p, "__any_sync", [](int v) { return v != 0; }) != 0;
+}
+inline int __all_sync(unsigned mask, int p) {
+  return simt::lanes_where<int>(mask, p, "__all_sync", [](int v) { return v == 0; }) == 0;
+}
 template <class T>
-unsigned __match_any_sync(unsigned mask, T v) { return simt::lanes_where<T>(mask, v, "__match_any_sync", [v](T other) { return other == v; }); }
+unsigned __match_any_sync(unsigned mask, T v) {
+  return simt::lanes_where<T>(mask, v, "__match_any_sync", [v](T other) { return other == v; });
+}
 template <class T>
-T __reduce_add_sync(unsigned mask, T v) { return simt::reduce(mask, v, "__reduce_add_sync", [](T a, T b) { return a + b; }); }
+T __reduce_add_sync(unsigned mask, T v) {
+  return simt::reduce(mask, v, "__reduce_add_sync", [](T a, T b) { return a + b; });
+}
 template <class T>
-T __reduce_min_sync(unsigned mask, T v) { return simt::reduce(mask, v, "__reduce_min_sync", [](T a, T b) { return std::min(a, b); }); }
+T __reduce_min_sync(unsigned mask, T v) {
+  return simt::reduce(mask, v, "__reduce_min_sync", [](T a, T b) { return std::min(a, b); });
+}
 template <class T>
-T __reduce_max_sync(unsigned mask, T v) { return simt::reduce(mask, v, "__reduce_max_sync", [](T a, T b) { return std::max(a, b); }); }
-inline unsigned __reduce_or_sync(unsigned mask, unsigned v) { return simt::reduce(mask, v, "__reduce_or_sync", [](unsigned a, unsigned b) { return a | b; }); }
-inline unsigned __reduce_and_sync(unsigned mask, unsigned v) { return simt::reduce(mask, v, "__reduce_and_sync", [](unsigned a, unsigned b) { return a & b; }); }
+T __reduce_max_sync(unsigned mask, T v) {
+  return simt::reduce(mask, v, "__reduce_max_sync", [](T a, T b) { return std::max(a, b); });
+}
+inline unsigned __reduce_or_sync(unsigned mask, unsigned v) {
+  return simt::reduce(mask, v, "__reduce_or_sync", [](unsigned a, unsigned b) { return a | b; });
+}
+inline unsigned __reduce_and_sync(unsigned mask, unsigned v) {
+  return simt::reduce(mask, v, "__reduce_and_sync", [](unsigned a, unsigned b) { return a & b; });
+}
 
 // Fibers switch only at barriers, so a plain read-modify-write is atomic here.
-#define SK_SIMT_ATOMIC(name, expression)                            \
-  template <class T>                                                \
-  T name(T* at, std::common_type_t<T> value) {                      \
-    const T old = *at;                                              \
-    *at = (expression);                                             \
-    return old;                                                     \
+#define SK_SIMT_ATOMIC(name, expression)       \
+  template <class T>                           \
+  T name(T* at, std::common_type_t<T> value) { \
+    const T old = *at;                         \
+    *at = (expression);                        \
+    return old;                                \
   }
 SK_SIMT_ATOMIC(atomicAdd, old + value)
 SK_SIMT_ATOMIC(atomicSub, old - value)
 SK_SIMT_ATOMIC(atomicOr, old | value)
-SK_SIMT_ATOMIC(atomicAnd, old & value)
+SK_SIMT_ATOMIC(atomicAnd, old& value)
 SK_SIMT_ATOMIC(atomicXor, old ^ value)
 SK_SIMT_ATOMIC(atomicMin, std::min(old, value))
 SK_SIMT_ATOMIC(atomicMax, std::max(old, value))
@@ -116,15 +134,25 @@ inline unsigned __brev(unsigned x) {
 inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(static_cast<uint64_t>(a) * b >> 32); }
 
 template <class T>
-T __ldg(const T* p) { return *p; }
+T __ldg(const T* p) {
+  return *p;
+}
 template <class T>
-T __ldcs(const T* p) { return *p; }
+T __ldcs(const T* p) {
+  return *p;
+}
 template <class T>
-T __ldcg(const T* p) { return *p; }
+T __ldcg(const T* p) {
+  return *p;
+}
 template <class T>
-void __stcs(T* p, T v) { *p = v; }
+void __stcs(T* p, T v) {
+  *p = v;
+}
 template <class T>
-void __stcg(T* p, T v) { *p = v; }
+void __stcg(T* p, T v) {
+  *p = v;
+}
 
 // Compile with -ffp-contract=off, or the compiler fuses what these keep apart.
 inline float __fadd_rn(float a, float b) { return a + b; }

@@ -75,8 +75,7 @@ void covers_every_element_once() {
       done[p.tensor] += p.end - p.begin;
       ++pieces[p.tensor];
     }
-    for (size_t t = 0; t < sizes.size(); ++t)
-      require(done[t] == sizes[t] && pieces[t] == sizes[t] / plan.piece + 1, "every piece once");
+    for (size_t t = 0; t < sizes.size(); ++t) require(done[t] == sizes[t] && pieces[t] == sizes[t] / plan.piece + 1, "every piece once");
   }
 }
 

@@ -15,13 +15,13 @@
 using namespace sparsekern;
 using namespace sparsekern::cuda;
 
-#define REQUIRE_CUDA(call)                                                            \
-  do {                                                                                \
-    const int status = static_cast<int>(call);                                        \
-    if (status != 0) {                                                                \
+#define REQUIRE_CUDA(call)                                                                  \
+  do {                                                                                      \
+    const int status = static_cast<int>(call);                                              \
+    if (status != 0) {                                                                      \
       std::printf("%s: %s\n", #call, cudaGetErrorString(static_cast<cudaError_t>(status))); \
-      std::exit(1);                                                                   \
-    }                                                                                 \
+      std::exit(1);                                                                         \
+    }                                                                                       \
   } while (0)
 
 namespace {
@@ -168,7 +168,9 @@ struct Tensor {
 };
 
 template <class T>
-constexpr DType dtype_of = sizeof(T) == 4 ? DType::f32 : std::is_same<T, __half>::value ? DType::f16 : DType::bf16;
+constexpr DType dtype_of = sizeof(T) == 4                   ? DType::f32
+                           : std::is_same<T, __half>::value ? DType::f16
+                                                            : DType::bf16;
 
 int cases = 0;
 
@@ -240,7 +242,8 @@ void check_long_lists() {
   for (const size_t count : {size_t(81), size_t(700)}) {  // the long table; two launches
     Config c;
     std::vector<std::unique_ptr<Tensor<float, float>>> list;
-    for (size_t k = 0; k < count; ++k) list.push_back(std::make_unique<Tensor<float, float>>(SgdKind::bits, 1 + k % 70, 0.5, std::vector<size_t>{0, 0, 0, 0}, c));
+    for (size_t k = 0; k < count; ++k)
+      list.push_back(std::make_unique<Tensor<float, float>>(SgdKind::bits, 1 + k % 70, 0.5, std::vector<size_t>{0, 0, 0, 0}, c));
     check(std::to_string(count) + " tensors", list, c, false);
   }
 }
@@ -278,9 +281,13 @@ void bench() {
       }
       std::sort(times.begin(), times.end());
       const double mask = kind == SgdKind::bools ? 1 : kind == SgdKind::bits ? 0.125 : 0;
-      std::printf("{\"kernel\": \"masked_sgd_kernel\", \"elements\": %zu, \"mask\": \"%s\", \"sparsity\": %.2f, \"us\": %.1f, \"dense_gb_per_s\": %.0f}\n",
-                  n * count, kind == SgdKind::bools ? "bools" : kind == SgdKind::bits ? "bits" : "none", sparsity, times[times.size() / 2] * 1e3,
-                  n * count * (20 + mask) / times[times.size() / 2] * 1e-6);
+      std::printf(
+          "{\"kernel\": \"masked_sgd_kernel\", \"elements\": %zu, \"mask\": \"%s\", \"sparsity\": %.2f, \"us\": %.1f, \"dense_gb_per_s\": %.0f}\n",
+          n * count,
+          kind == SgdKind::bools  ? "bools"
+          : kind == SgdKind::bits ? "bits"
+                                  : "none",
+          sparsity, times[times.size() / 2] * 1e3, n * count * (20 + mask) / times[times.size() / 2] * 1e-6);
     }
 }
 #endif
