@@ -154,7 +154,7 @@ def main() -> None:
             binaries = sorted((ROOT / "sparsekern").glob("_C*.so"))
             sources = [p for room in ("cuda", "common", "simt") for p in (ROOT / "csrc" / room).glob("*") if p.suffix != ".cpp"]
             if not binaries or binaries[0].stat().st_mtime < max(p.stat().st_mtime for p in sources):
-                raise SystemExit("check_cuda_resources: the extension is missing or older than its CUDA sources: pip install -e ., or --compile")
+                raise SystemExit("check_cuda_resources: the extension is missing or older than its sources: pip install -e ., or --compile")
         kernels = {key: value for binary in binaries for key, value in read(binary, cuobjdump).items()}
     if not kernels:
         raise SystemExit("check_cuda_resources: no CUDA kernels in the extension: built without nvcc (SPARSEKERN_CUDA=1 insists on it)")
