@@ -117,7 +117,8 @@ void check_stats(const Options& o, size_t tensors) {
 
 // Products of each segment, then second(tensor, begin, end, verdict) over all elements (`always`), or over those of the
 // segments that are projected. A segment whose pieces all fall to one thread is finished there, while it is in cache; only
-// those that threads share wait for a second parallel pass. Sums are taken piece by piece either way.
+// those that threads share wait for a second parallel pass. Sums are taken piece by piece either way. The second pass walks
+// forwards: backwards, to start on what is still in cache, cost 5 to 10 % (25.6M fp32, Zen 5, other work on the machine).
 template <class Second>
 void run(const std::vector<Pair>& pairs, const std::vector<int64_t>& numel, const Options& o, bool always, const Second& second) {
   const bool measures = o.stats || (!o.overflow && o.eps < std::numeric_limits<double>::infinity());
@@ -158,7 +159,7 @@ void run(const std::vector<Pair>& pairs, const std::vector<int64_t>& numel, cons
         if (first(s) < from || first(s + 1) > to || first(s) == first(s + 1)) continue;
         finished[s] = 1;
         decide(s);
-        if (!o.overflow) pieces.walk(first(s), first(s + 1), change, /*reverse=*/true);
+        if (!o.overflow) pieces.walk(first(s), first(s + 1), change);
       }
     });
   }
@@ -170,7 +171,7 @@ void run(const std::vector<Pair>& pairs, const std::vector<int64_t>& numel, cons
     const int64_t s = segment_of(static_cast<int64_t>(t));
     if (finished[s] || !(always || (verdicts[s].applied && pairs[t].b))) rest[t] = 0;
   }
-  Pieces(std::move(rest)).each(change, /*reverse=*/true);
+  Pieces(std::move(rest)).each(change);
 }
 
 void project_conflict_cpu(at::TensorList g_i, at::TensorList g_j, std::optional<at::TensorList> masks, bool per_tensor, double eps,
