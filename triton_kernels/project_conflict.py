@@ -244,7 +244,7 @@ def project_conflict_sgd_(params, g_i, g_j, momentum_buffers, masks, *, weight_d
         if value.numel():
             _step_kernel[(triton.cdiv(value.numel(), BLOCK),)](
                 value, row, other, buffer, mask, coefficients, i if per_tensor else 0, value.numel(), lr, weight_decay, momentum,
-                1 - dampening, grad_scale, found_inf, KIND=kind, INVERT=invert, OTHER=other is not None, LR_TENSOR=isinstance(lr, torch.Tensor),
-                SCALE=grad_scale is not None, FOUND=found_inf is not None,
+                1 - dampening, grad_scale, found_inf, KIND=kind, INVERT=invert, OTHER=other is not None,
+                LR_TENSOR=isinstance(lr, torch.Tensor), SCALE=grad_scale is not None, FOUND=found_inf is not None,
                 DECAY=weight_decay != 0, MOMENTUM=momentum != 0,
                 NESTEROV=nesterov, MAXIMIZE=maximize, FIRST=is_first_step, ZERO=outside == "zero", BLOCK=BLOCK)

@@ -9,8 +9,8 @@ define("project_conflict_(Tensor(a!)[] g_i, Tensor[] g_j, *, Tensor[]? masks=Non
        "Tensor(b!)? stats=None) -> ()")
 _UPDATE = ("(Tensor(a!)[] params, Tensor[] g_i, Tensor[] g_j, Tensor(b!)[] momentum_buffers, Tensor[] masks, *, float weight_decay, "
            "float momentum, {lr}, float dampening, bool nesterov, bool maximize, bool is_first_step, "
-           "str outside=\"keep\", bool invert=False, bool assume_clean=False, Tensor? grad_scale=None, Tensor? found_inf=None, bool per_tensor=False, float eps=0.0, "
-           "Tensor(c!)? stats=None) -> ()")
+           "str outside=\"keep\", bool invert=False, bool assume_clean=False, Tensor? grad_scale=None, Tensor? found_inf=None, "
+           "bool per_tensor=False, float eps=0.0, Tensor(c!)? stats=None) -> ()")
 define("project_conflict_sgd_" + _UPDATE.format(lr="float lr"))
 define("project_conflict_sgd_.tensor_lr" + _UPDATE.format(lr="Tensor lr"))
 
