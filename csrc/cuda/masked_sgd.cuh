@@ -8,7 +8,7 @@
 // budget: masked_sgd_kernel<float 64
 // budget: masked_sgd_kernel 80
 // budget: packed_sgd_kernel<float 80
-// budget: packed_sgd_kernel 112
+// budget: packed_sgd_kernel 120
 // promise: masked_sgd_kernel LDG.E.128 STG.E.128 no-fp64
 // promise: packed_sgd_kernel LDG.E.128 STG.E.128 no-fp64
 #pragma once
