@@ -50,7 +50,7 @@ def extension():
     sources = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc/cpu").glob("*.cpp"))
     headers = sorted(str(p) for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".cuh"))
     # No -march: variants for AVX2 and AVX-512 are picked at run time. No contraction: every variant rounds alike.
-    cxx = ["-O2", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-Wall", "-Wextra",
+    cxx = ["-O2", "-g0", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-Wall", "-Wextra",
            "-Wno-maybe-uninitialized", "-Wno-unused-parameter", "-Wno-unknown-pragmas"]
     nvcc = ["-O3", "--threads", "2", "-Xptxas", "-v", "-Xcompiler", "-ffp-contract=off"]
     link, macros = ["-fopenmp"], []
