@@ -5,8 +5,9 @@ from pathlib import Path
 
 from sparsekern.training.data import DATASETS
 
-#: Settings that say where and how often, not what is computed; a resumed run may change them.
-FREE = frozenset({"out", "resume", "overwrite", "data_dir", "download", "checkpoint_every", "eval_every", "eval_batch", "progress"})
+#: Settings that say where and how often, not what is computed; a resumed run may change them. The algorithm compares its own.
+FREE = frozenset({"out", "resume", "overwrite", "data_dir", "download", "checkpoint_every", "eval_every", "eval_batch", "progress", "device",
+                  "threads", "sparsity", "options"})
 
 
 class ConfigError(ValueError):
@@ -106,7 +107,8 @@ class TrainConfig:
         return {**values, **options}
 
     def identity(self) -> dict:
-        """The settings that decide the result. Two runs with equal identities on one machine are equal bit for bit."""
+        """The settings that decide the result, the algorithm's own aside. Two runs that agree in them are equal bit for bit on one
+        machine with one number of threads."""
         return {name: value for name, value in self.to_dict().items() if name not in FREE}
 
 

@@ -12,6 +12,7 @@ import torch
 
 import sparsekern
 from sparsekern._native import native
+from sparsekern.doctor import cpu_name
 from sparsekern.training.html import render
 
 SCHEMA = 1
@@ -91,14 +92,6 @@ def device_info(device: torch.device) -> dict:
         info["name"] = torch.cuda.get_device_name(device)
         info["memory"] = torch.cuda.get_device_properties(device).total_memory
     return info
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def commit() -> str | None:

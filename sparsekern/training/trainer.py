@@ -5,6 +5,7 @@ anywhere goes on bit for bit.
 """
 import contextlib
 import dataclasses
+import json
 import math
 import signal
 import threading
@@ -205,7 +206,7 @@ class Run:
                                 f"Lower --lr (now {self.config.lr:g}), add --warmup_epochs or set --max_norm")
         due = epoch % self.config.eval_every == 0 or self.step == self.total
         row = {
-            "epoch": epoch, "step": self.step, "lr": self.optimizer.param_groups[0]["lr"],
+            "epoch": epoch, "step": self.step, "lr": learning_rate(self.config, self.step - 1, self.total, self.per_epoch),
             "train_loss": sum(sums) / max(1, sum(self.loss_counts)),
             "train_loss_by_subnet": {name: s / n if n else None for name, s, n in zip(self.subnets, sums, self.loss_counts)},
             "training_flops": self.flops.total,
@@ -276,12 +277,17 @@ class Run:
         tensors |= {f"optimizer/{name}": value for name, value in momenta.items()}
         tensors |= {f"sparsifier/{name}": value for name, value in state["tensors"].items()}
         tensors["trainer/loss_sums"] = self.loss_sums
-        meta = {"step": self.step, "config": self.config.identity(), "optimizer": numbers, "sparsifier": state["meta"],
+        meta = {"step": self.step, "config": self.identity(), "optimizer": numbers, "sparsifier": state["meta"],
                 "history": self.history, "loss_counts": self.loss_counts, "flops": self.flops.state_dict(), "seconds": self.elapsed()}
         return save_checkpoint(self.checkpoints, tensors, reports.finite(meta))
 
+    def identity(self) -> dict:
+        """What a checkpoint must agree with: the run's settings and the algorithm's, defaults filled in."""
+        own = json.loads(json.dumps(dataclasses.asdict(self.sparsifier.config)))
+        return self.config.identity() | {name: value for name, value in own.items() if name != "total_steps"}
+
     def _accept(self, tensors: dict[str, Tensor], meta: dict) -> None:
-        changed = differences(meta["config"], self.config.identity())
+        changed = differences(meta["config"], self.identity())
         if changed:
             raise CheckpointError("it is of a run with other settings: " + "; ".join(changed))
         check_model(tensors, self.model.state_dict(), "model/")
@@ -296,7 +302,10 @@ class Run:
                 for kind in ("model", "optimizer", "sparsifier")}
         self.model.load_state_dict(part["model"])
         load_optimizer(self.optimizer, part["optimizer"], meta["optimizer"])
-        self.sparsifier.load_state_dict({"tensors": part["sparsifier"], "meta": meta["sparsifier"]})
+        try:
+            self.sparsifier.load_state_dict({"tensors": part["sparsifier"], "meta": meta["sparsifier"]})
+        except ValueError as error:
+            raise CheckpointError(f"the checkpoint of step {meta['step']} does not fit this run: {error}") from error
         self.loss_sums.copy_(tensors["trainer/loss_sums"])
         self.step, self.history, self.loss_counts = meta["step"], meta["history"], meta["loss_counts"]
         self.flops.load_state_dict(meta["flops"])
