@@ -14,7 +14,7 @@ def pack_mask_kernel(mask, bits, numel, WORDS: tl.constexpr):
     place = tl.arange(0, 32)
     element = word[:, None] * 32 + place[None, :]                       # [WORDS, 32]
     on = tl.load(mask + element, mask=element < numel, other=0) != 0
-    packed = tl.xor_sum(on.to(tl.int32) << place[None, :], axis=1)      # the bits are distinct, so xor is or; no carry into the sign
+    packed = tl.sum(on.to(tl.int32) << place[None, :], axis=1)          # distinct bits: a sum without carries, in [-2^31, 2^31)
     tl.store(bits + word, packed, mask=word * 32 < numel)
 
 

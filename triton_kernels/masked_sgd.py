@@ -55,9 +55,9 @@ def masked_sgd_kernel(param, grad, buffer, mask, grad_scale, found_inf, lr, weig
     # v = mu v + (1 - damp)(g + wd p);  p -= lr (v or g + mu v) inside the mask; outside untouched, or +0 with ZERO.
     # One program owns BLOCK elements in storage order; hidden ones are neither read nor, unless ZERO, written.
     element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    bounds = element < numel
     if HAS_FOUND:
-        bounds = bounds & (tl.load(found_inf) == 0.0)                   # an overflow anywhere: nothing changes
+        numel = tl.where(tl.load(found_inf) == 0.0, numel, 0)           # an overflow anywhere: nothing changes
+    bounds = element < numel
     inside = inside_mask(mask, element, bounds, KIND)
     if INVERT:
         inside = bounds & (inside == 0)
@@ -83,9 +83,9 @@ def packed_sgd_kernel(value, grad, buffer, index, grad_scale, found_inf, lr, wei
                       HAS_SCALE: tl.constexpr, HAS_FOUND: tl.constexpr, BLOCK: tl.constexpr):
     # The same update of stored nonzeros; with GATHER their gradients lie at `index` in a dense gradient.
     element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = element < numel
     if HAS_FOUND:
-        inside = inside & (tl.load(found_inf) == 0.0)
+        numel = tl.where(tl.load(found_inf) == 0.0, numel, 0)
+    inside = element < numel
     source = element
     if GATHER:
         source = tl.load(index + element, mask=inside, other=0).to(tl.int64)

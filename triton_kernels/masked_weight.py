@@ -31,7 +31,7 @@ def masked_weight_kernel(weight, mask, out, numel, KIND: tl.constexpr, BLOCK: tl
 
 def mask_operand(op, name, mask, like):
     """(kind, pointer tensor) of a mask for the dense tensor `like`; a bool mask of another layout is copied into `like`'s."""
-    if mask.numel() == 0 and like.numel() != 0:
+    if mask.numel() == 0 and (like.numel() != 0 or mask.dim() == 1):
         return 0, like
     if mask.device != like.device:
         raise ValueError(f"{op}: {name}: expected a mask on {like.device}, got {mask.device}")

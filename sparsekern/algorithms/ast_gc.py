@@ -179,7 +179,7 @@ class AST_GC(Sparsifier):
             remaining, _, _ = ops.topk_mask(self.weights, [count - q for count, q in zip(counts, share)])
             torch._foreach_copy_(masks, remaining)
             drop = [0] * len(share)
-        ops.prune_regrow_(masks, self.weights, scores, torch.tensor(drop), torch.tensor(share), regrow_dropped=True)
+        ops.prune_regrow_(masks, self.weights, scores, drop, share, regrow_dropped=True)
 
     def correction(self, step: int) -> Correction | None:
         c = self.config

@@ -32,7 +32,7 @@ def dense_mask(mask: Tensor, like: Tensor) -> Tensor:
 
 def check_mask(op: str, name: str, mask: Tensor, like: Tensor) -> None:
     """The checks of the compiled kernels, in their words, for a mask that Python looks at first."""
-    if mask.numel() == 0 and like.numel() != 0:
+    if mask.numel() == 0 and (like.numel() != 0 or mask.dim() == 1):
         return
     if mask.device != like.device:
         raise ValueError(f"{op}: {name}: expected a mask on {like.device}, got {mask.device}")
