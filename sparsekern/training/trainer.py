@@ -91,13 +91,16 @@ class Run:
         self.config, self.device, self.out = config, device, Path(config.out)
         self.checkpoints = self.out / "checkpoints"
         prepare_directory(config)
-        data = load_dataset(config.data, config.data_dir, download=config.download, subset=config.subset)
-        self.data = data.to(device)
-        self.batches = Batches(self.data, config.batch_size, config.seed, config.augment)
+        try:
+            data = load_dataset(config.data, config.data_dir, download=config.download, subset=config.subset)
+            self.data = data.to(device)
+            self.batches = Batches(self.data, config.batch_size, config.seed, config.augment)
+            torch.manual_seed(seed_of("model", config.seed))
+            self.model = build_model(config.model, classes=data.classes, shape=data.shape)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         self.per_epoch = self.batches.per_epoch
         self.total = config.epochs * self.per_epoch
-        torch.manual_seed(seed_of("model", config.seed))
-        self.model = build_model(config.model, classes=data.classes, shape=data.shape)
         self.dense_flops = layer_flops(self.model, data.shape)
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model.to(device=device, memory_format=self.memory_format)

@@ -32,6 +32,13 @@ def test_round_trip_is_exact_to_the_memory_order(tmp_path):
         assert torch.equal(loaded[name], value) and loaded[name].dtype == value.dtype and loaded[name].stride() == value.stride()
 
 
+def test_tensors_that_share_memory(tmp_path):
+    base = torch.arange(12.0)
+    path = save_checkpoint(tmp_path, {"a": base, "b": base, "c": base[3:7], "d": base.view(3, 4).t()}, {"step": 1})
+    loaded, _ = load_checkpoint(path)
+    assert torch.equal(loaded["b"], base) and torch.equal(loaded["c"], base[3:7]) and torch.equal(loaded["d"], base.view(3, 4).t())
+
+
 def test_keeps_the_newest_and_the_one_before(tmp_path):
     for step in (1, 2, 10, 30):
         save_checkpoint(tmp_path, _tensors(step), {"step": step})
