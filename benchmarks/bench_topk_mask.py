@@ -11,8 +11,8 @@ N = 25_600_000
 
 def scores(kind):
     x = torch.randn(N)
-    return {"normal": lambda: x, "all equal": lambda: torch.ones(N), "two values": lambda: (x > 0).float() + 1, "sorted": lambda: x.sort().values,
-            "narrow": lambda: 1 + 3e-5 * torch.rand(N), "1% NaN": lambda: torch.where(torch.rand(N) < 0.01, torch.nan, x)}[kind]()
+    return {"normal": lambda: x, "all equal": lambda: torch.ones(N), "two values": lambda: (x > 0).float() + 1,
+            "sorted": lambda: x.sort().values, "narrow": lambda: 1 + 3e-5 * torch.rand(N), "1% NaN": lambda: torch.where(torch.rand(N) < 0.01, torch.nan, x)}[kind]()
 
 
 def check(got, x, k):
@@ -22,7 +22,7 @@ def check(got, x, k):
 
 
 def topk_scatter(x, k):
-    return torch.zeros(N, dtype=torch.bool).scatter_(0, torch.topk(x.abs().flatten(), k, sorted=False).indices, True)
+    return torch.zeros(x.numel(), dtype=torch.bool).scatter_(0, torch.topk(x.abs().flatten(), k, sorted=False).indices, True)
 
 
 def kthvalue_compare(x, k):
@@ -46,9 +46,11 @@ def bench_topk_mask(race, share):
         "torch.topk + scatter": lambda: topk_scatter(x, k),
         "torch.kthvalue + compare": lambda: kthvalue_compare(x, k),
         "numpy.partition + compare": lambda: partition_compare(x, k),
-    }, nbytes={"sparsekern bool": 5 * N, "sparsekern packed": 4.125 * N, "sparsekern threshold only": 4 * N, "torch x > 1 (a floor: one compare)": 5 * N},
+    }, nbytes={"sparsekern bool": 5 * N, "sparsekern packed": 4.125 * N, "sparsekern threshold only": 4 * N,
+               "torch x > 1 (a floor: one compare)": 5 * N},
         check={"sparsekern bool": lambda: check(ops.topk_mask([x], k), x, k)},
-        targets=[("sparsekern bool", ">=", 20, "torch.topk + scatter"), ("sparsekern bool", ">=", 3, "numpy.partition + compare")] if share == 0.1 else [],
+        targets=[("sparsekern bool", ">=", 20, "torch.topk + scatter"),
+                 ("sparsekern bool", ">=", 3, "numpy.partition + compare")] if share == 0.1 else [],
         budget_s=20)
 
 
@@ -69,6 +71,6 @@ def bench_segments(race, shape):
     race("topk_mask", f"{shape}, 10%", {
         "sparsekern segments": lambda: ops.topk_mask(lists, k),
         "sparsekern global": lambda: ops.topk_mask(lists, total // 10, global_=True),
-        "torch.topk + scatter, a loop": lambda: [torch.zeros(x.numel(), dtype=torch.bool).scatter_(0, torch.topk(x.abs().flatten(), n, sorted=False).indices,
-                                                                                                  True) for x, n in zip(lists, k)],
-    }, nbytes=5 * total, check={"sparsekern segments": lambda: [check([[m]], x, n) for m, x, n in zip(ops.topk_mask(lists, k)[0], lists, k)]})
+        "torch.topk + scatter, a loop": lambda: [topk_scatter(x, n) for x, n in zip(lists, k)],
+    }, nbytes=5 * total,
+        check={"sparsekern segments": lambda: [check([[m]], x, n) for m, x, n in zip(ops.topk_mask(lists, k)[0], lists, k)]})

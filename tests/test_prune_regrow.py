@@ -31,7 +31,8 @@ def test_one_goes_one_comes(name, packed):
     # |1| is the least active weight; |-5| the largest gradient among the hidden ones. Both lose their momentum.
     mask, weight, momentum = bools(1, 1, 1, 0, 0, 0), torch.tensor([3.0, -1, 2, 9, 9, 9]), torch.ones(6)
     mask = ops.pack_mask(mask) if packed else mask
-    dropped, grown = call(name, [mask], [weight], [torch.tensor([9.0, 9, 9, 1, -5, 2])], [1], [1], on_grow="zero", momentum_buffers=[momentum])
+    dropped, grown = call(name, [mask], [weight], [torch.tensor([9.0, 9, 9, 1, -5, 2])], [1], [1], on_grow="zero",
+                          momentum_buffers=[momentum])
     assert (ops.unpack_mask(mask, (6,)) if packed else mask).tolist() == [True, False, True, False, True, False]
     assert weight.tolist() == [3, -1, 2, 9, 0, 9] and momentum.tolist() == [1, 0, 1, 1, 0, 1]
     assert dropped.tolist() == [1] and grown.tolist() == [1]
@@ -74,8 +75,11 @@ def test_more_than_there_is_and_less_than_nothing(name):
 
 # ---- agreement ----
 
-@pytest.mark.parametrize("options", [{}, {"global_": True}, {"regrow_dropped": True, "on_grow": "zero"}, {"on_drop": "zero"},
-                                     {"scores": True, "global_": True, "regrow_dropped": True, "on_drop": "zero", "on_grow": "zero"}], ids=str)
+EVERYTHING = {"scores": True, "global_": True, "regrow_dropped": True, "on_drop": "zero", "on_grow": "zero"}
+
+
+@pytest.mark.parametrize("options", [{}, {"global_": True}, {"regrow_dropped": True, "on_grow": "zero"}, {"on_drop": "zero"}, EVERYTHING],
+                         ids=str)
 @pytest.mark.parametrize("form", ["bool", "bits", "channels_last"])
 def test_agrees_with_the_reference(isa, options, form):
     options = dict(options)
@@ -145,7 +149,8 @@ def test_opcheck():
     lists = random_masks(weights, 0.5), weights, [torch.randn_like(w) for w in weights]
     options = {"momentum_buffers": [torch.randn_like(w) for w in weights], "on_drop": "zero"}
     torch.library.opcheck(torch.ops.sparsekern.prune_regrow_.int_k, (*lists, [2, 3], [2, 3]), options)
-    torch.library.opcheck(torch.ops.sparsekern.prune_regrow_.default, (*lists, torch.tensor(2), torch.tensor([1, 4])), {"regrow_dropped": True})
+    torch.library.opcheck(torch.ops.sparsekern.prune_regrow_.default, (*lists, torch.tensor(2), torch.tensor([1, 4])),
+                          {"regrow_dropped": True})
 
 
 def test_compiles_whole():
@@ -179,7 +184,8 @@ def test_compiles_whole():
     ({"drop_scores": [torch.ones(5)]}, ValueError, r"drop_scores\[0\]: expected shape \[4\], got \[5\]"),
 ])
 def test_misuse(change, error, words):
-    arguments = {"masks": [torch.ones(4, dtype=torch.bool)], "weights": [torch.ones(4)], "grow_scores": [torch.ones(4)], "k_drop": 1, "k_grow": 1}
+    arguments = {"masks": [torch.ones(4, dtype=torch.bool)], "weights": [torch.ones(4)], "grow_scores": [torch.ones(4)],
+                 "k_drop": 1, "k_grow": 1}
     with pytest.raises(error, match=words):
         ops.prune_regrow_(**arguments | change)
 

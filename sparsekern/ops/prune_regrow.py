@@ -89,7 +89,8 @@ def prune_regrow_reference(masks, weights, grow_scores, k_drop, k_grow, *, drop_
 
     before = rows([dense_mask(mask, weight) for mask, weight in zip(masks, weights)])
     counts, after = [], []
-    for on, drop, grow, fewer, more in zip(before, rows(weights if drop_scores is None else drop_scores), rows(grow_scores), k_drop, k_grow):
+    strength = rows(weights if drop_scores is None else drop_scores)
+    for on, drop, grow, fewer, more in zip(before, strength, rows(grow_scores), k_drop, k_grow):
         active = on.sum()
         fewer = fewer.to(on.device) if isinstance(fewer, Tensor) else fewer
         kept, _, _ = select_reference(drop, on, active - torch.minimum(active, torch.zeros_like(active) + fewer).clamp(min=0),
