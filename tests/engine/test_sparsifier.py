@@ -9,6 +9,7 @@ from ast_gc_runs import SUBNETS, backward, make, one_thread, train  # noqa: F401
 import sparsekern
 from sparsekern.sparsity.patterns import kept
 from sparsekern.testing import small_convnet, toy_batch
+
 # What a step moves.
 
 
