@@ -184,6 +184,29 @@ def test_channels_last_is_trained_as_it_is():
     assert all(torch.equal(results[0][1][key], results[1][1][key]) for key in results[0][1] if key.startswith("mask/"))
 
 
+def test_a_compiled_model_follows_the_sub_nets_without_new_graphs():
+    weights, graphs = [], []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+    for compiled in (False, True):
+        net, opt, sparsifier = make(initial_sparsity=0.5)
+        model = torch.compile(net, backend=backend, fullgraph=True) if compiled else net
+        for step in range(20):
+            backward(model, step)
+            sparsifier.step()
+            if step == 8:
+                early = len(graphs)
+        weights.append([p.detach().clone() for group in opt.param_groups for p in group["params"]])
+    assert len(graphs) == early > 0
+    with sparsifier.subnet("0.8"):
+        net.eval()
+        torch.testing.assert_close(model(toy_batch(0)[0]), net(toy_batch(0)[0]))
+    for a, b in zip(*weights):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
 def test_frozen_weights_and_unused_layers_are_left_alone():
     net, _, sparsifier = make()
     net[6].weight.requires_grad_(False)
