@@ -9,6 +9,7 @@ from ast_gc_runs import SUBNETS, backward, make, one_thread, train  # noqa: F401
 import sparsekern
 from sparsekern.sparsity.patterns import kept
 from sparsekern.testing import small_convnet, toy_batch
+
 # What a step moves.
 
 
@@ -181,6 +182,29 @@ def test_channels_last_is_trained_as_it_is():
     for a, b in zip(results[0][0], results[1][0]):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
     assert all(torch.equal(results[0][1][key], results[1][1][key]) for key in results[0][1] if key.startswith("mask/"))
+
+
+def test_a_compiled_model_follows_the_sub_nets_without_new_graphs():
+    weights, graphs = [], []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+    for compiled in (False, True):
+        net, opt, sparsifier = make(initial_sparsity=0.5)
+        model = torch.compile(net, backend=backend, fullgraph=True) if compiled else net
+        for step in range(20):
+            backward(model, step)
+            sparsifier.step()
+            if step == 8:
+                early = len(graphs)
+        weights.append([p.detach().clone() for group in opt.param_groups for p in group["params"]])
+    assert len(graphs) == early > 0
+    with sparsifier.subnet("0.8"):
+        net.eval()
+        torch.testing.assert_close(model(toy_batch(0)[0]), net(toy_batch(0)[0]))
+    for a, b in zip(*weights):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_frozen_weights_and_unused_layers_are_left_alone():
