@@ -7,14 +7,22 @@ from torch import nn
 
 from sparsekern.training import CheckpointError
 from sparsekern.training import checkpoint as module
-from sparsekern.training.checkpoint import (check_model, checkpoint_files, load_checkpoint, load_newest, load_optimizer, optimizer_tensors,
-                                            save_checkpoint)
+from sparsekern.training.checkpoint import (
+    check_model,
+    checkpoint_files,
+    load_checkpoint,
+    load_newest,
+    load_optimizer,
+    optimizer_tensors,
+    save_checkpoint,
+)
 
 
 def _tensors(seed):
     torch.manual_seed(seed)
     return {"model/w": torch.randn(5, 3, 4, 4).contiguous(memory_format=torch.channels_last), "model/n": torch.tensor(seed),
-            "half": torch.randn(7).bfloat16(), "mask": torch.rand(9) > 0.5, "empty": torch.empty(0, 3), "words": torch.arange(4, dtype=torch.int32)}
+            "half": torch.randn(7).bfloat16(), "mask": torch.rand(9) > 0.5, "empty": torch.empty(0, 3),
+            "words": torch.arange(4, dtype=torch.int32)}
 
 
 def _nothing(tensors, meta):

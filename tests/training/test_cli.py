@@ -15,7 +15,8 @@ from sparsekern import ops
 from sparsekern.cli import _parse_train, field_help, main
 from sparsekern.training import TrainConfig
 
-TINY = ["--model", "mlp:8", "--subset", "64", "--batch-size", "16", "--epochs", "2", "--threads", "1", "--device", "cpu", "--progress", "plain"]
+TINY = ["--model", "mlp:8", "--subset", "64", "--batch-size", "16", "--epochs", "2", "--threads", "1", "--device", "cpu",
+        "--progress", "plain"]
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,8 @@ def test_the_dumped_configuration_repeats_the_run(tmp_path):
     assert {**dumps[0], "out": 0} == {**dumps[1], "out": 0}
 
 
-@pytest.mark.parametrize("text, wanted", [("sparsity: [0.5, 0.8]", (0.5, 0.8)), ("sparsity: 0.5,0.8", (0.5, 0.8)), ("sparsity: 0.9", (0.9,)),
+@pytest.mark.parametrize("text, wanted", [("sparsity: [0.5, 0.8]", (0.5, 0.8)), ("sparsity: 0.5,0.8", (0.5, 0.8)),
+                                          ("sparsity: 0.9", (0.9,)),
                                           ("sparsity: [0.5]\nlr: 1e-3\ngc: false", (0.5,))])
 def test_settings_in_yaml(tmp_path, text, wanted):
     path = tmp_path / "c.yaml"
@@ -69,13 +71,17 @@ def test_print_config(capsys):
 
 @pytest.mark.parametrize("command, words", [
     (["fly"], "unknown command 'fly'; expected one of train, report, doctor"), (["train"], "train: expected an algorithm, one of ast-gc"),
-    (["train", "ast"], "unknown algorithm 'ast'; expected one of ast-gc"), (["train", "ast-gc", "--nope", "1"], "unrecognized arguments: --nope"),
+    (["train", "ast"], "unknown algorithm 'ast'; expected one of ast-gc"),
+    (["train", "ast-gc", "--nope", "1"], "unrecognized arguments: --nope"),
     (["train", "ast-gc", "--epochs", "x"], "epochs"), (["train", "ast-gc", "--sparsity", "90"], "write 0.9 for 90 %"),
-    (["train", "ast-gc", "--sparsity", "a,b"], "sparsity"), (["train", "ast-gc", "--epochs", "-1"], "epochs: expected a positive integer, got -1"),
-    (["train", "ast-gc", "--config", "nowhere.yaml"], "nowhere.yaml"), (["train", "dense", "--sparsity", "0.5"], "dense has no setting sparsity"),
+    (["train", "ast-gc", "--sparsity", "a,b"], "sparsity"),
+    (["train", "ast-gc", "--epochs", "-1"], "epochs: expected a positive integer, got -1"),
+    (["train", "ast-gc", "--config", "nowhere.yaml"], "nowhere.yaml"),
+    (["train", "dense", "--sparsity", "0.5"], "dense has no setting sparsity"),
     (["train", "ast-gc", "--data", "cifar10"], "no data directory given; add --data-dir"),
     (["train", "ast-gc", "--data", "cifar10", "--data-dir", "nowhere"], "nothing found in nowhere"),
-    (["train", "ast-gc", "--model", "resnet21"], "model: expected one of"), (["train", "ast-gc", "--algorithm", "dense"], "are those of 'dense'"),
+    (["train", "ast-gc", "--model", "resnet21"], "model: expected one of"),
+    (["train", "ast-gc", "--algorithm", "dense"], "are those of 'dense'"),
     (["train", "ast-gc", "--gc-mode", "x", "--epochs", "30"], "gc_mode: expected"), (["report"], "expected one argument"),
     (["report", "nowhere"], "nowhere/report.json does not exist"), (["doctor", "--fast"], "takes no arguments"),
 ])
@@ -97,7 +103,8 @@ def test_every_setting_has_a_help_text(capsys):
 def test_interrupt_and_resume_from_a_shell(tmp_path):
     command = [sys.executable, "-m", "sparsekern.cli", "train", "ast-gc", *TINY, "--epochs", "2000", "--sparsity", "0.5,0.8",
                "--out", str(tmp_path / "run")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, "OMP_NUM_THREADS": "1"})
     for line in process.stdout:
         if line.startswith("epoch 3/"):
             process.send_signal(signal.SIGINT)
