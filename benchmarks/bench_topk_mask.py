@@ -12,7 +12,8 @@ N = 25_600_000
 def scores(kind):
     x = torch.randn(N)
     return {"normal": lambda: x, "all equal": lambda: torch.ones(N), "two values": lambda: (x > 0).float() + 1,
-            "sorted": lambda: x.sort().values, "narrow": lambda: 1 + 3e-5 * torch.rand(N), "1% NaN": lambda: torch.where(torch.rand(N) < 0.01, torch.nan, x)}[kind]()
+            "sorted": lambda: x.sort().values,
+            "narrow": lambda: 1 + 3e-5 * torch.rand(N), "1% NaN": lambda: torch.where(torch.rand(N) < 0.01, torch.nan, x)}[kind]()
 
 
 def check(got, x, k):
