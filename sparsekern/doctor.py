@@ -5,12 +5,12 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sparsekern import __version__, ops
+from sparsekern._machine import cpu_name
 from sparsekern._native import native
 from sparsekern.ops._register import has_kernel, triton_reason
 from sparsekern.testing import assert_close
@@ -43,7 +43,8 @@ def doctor(say: Callable[[str], None] = print) -> int:
 def environment() -> list[tuple[str, str]]:
     """(what, its state) for every backend and tool."""
     found = [("CPU", f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"), ("references", "live")]
-    found.append(("C++ kernels", f"live, {native.isa}, built against torch {native.torch}" if native.available else f"not live: {native.reason}"))
+    state = f"live, {native.isa}, built against torch {native.torch}" if native.available else f"not live: {native.reason}"
+    found.append(("C++ kernels", state))
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         found.append(("GPU", f"{properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.0f} GiB"))
@@ -185,14 +186,6 @@ MAKERS: dict[str, Callable[[torch.Generator], tuple[list, dict]]] = {
 
 
 # ---- the machine ----
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
 
 def _nvcc() -> str:
     path = shutil.which("nvcc") or (shutil.which("nvcc", path="/usr/local/cuda/bin"))

@@ -39,18 +39,20 @@ def distribution(kind, n, dtype=torch.float32):
     x = torch.randn(n, dtype=torch.float64)
     x = {"normal": x, "all equal": torch.full_like(x, -1.5), "two values": torch.where(x > 0.5, 2.0, 1.0).double(),
          "sorted": x.sort().values, "reversed": x.sort(descending=True).values, "narrow": 1 + 3e-5 * torch.rand(n, dtype=torch.float64),
-         "1% NaN": torch.where(torch.rand(n) < 0.01, NAN, x), "all NaN": torch.full_like(x, NAN), "zeros of both signs": torch.where(x > 0, 0.0, -0.0).double(),
+         "1% NaN": torch.where(torch.rand(n) < 0.01, NAN, x), "all NaN": torch.full_like(x, NAN),
+         "zeros of both signs": torch.where(x > 0, 0.0, -0.0).double(),
          "mostly zero": torch.where(x > 1, x, 0.0), "infinities": torch.where(x.abs() > 1, x * INF, x), "tiny": x * 1e-42,
          "few integers": (2 * x).round()}[kind]
     return x.to(dtype)
 
 
-KINDS = ["normal", "all equal", "two values", "sorted", "reversed", "narrow", "1% NaN", "all NaN", "zeros of both signs", "mostly zero", "infinities",
-         "tiny", "few integers"]
+KINDS = ["normal", "all equal", "two values", "sorted", "reversed", "narrow", "1% NaN", "all NaN", "zeros of both signs", "mostly zero",
+         "infinities", "tiny", "few integers"]
 
 
 def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a[0], b[0])) and torch.equal(a[1].nan_to_num(7e7), b[1].nan_to_num(7e7)) and torch.equal(a[2], b[2])
+    thresholds = torch.equal(a[1].nan_to_num(7e7), b[1].nan_to_num(7e7))
+    return all(torch.equal(x, y) for x, y in zip(a[0], b[0])) and thresholds and torch.equal(a[2], b[2])
 
 
 # ---- worked examples ----
@@ -123,7 +125,8 @@ def test_agrees_with_the_reference(each_isa, kind, dtype):
         x = distribution(kind, n, dtype)
         able = torch.rand(n) < 0.3
         for k, options in ((n // 10, {}), (n // 2, {"largest": False}), (n // 100, {"use_abs": False, "packed": True}),
-                           (n // 7, {"use_abs": False, "largest": False, "eligible": [able]}), (n // 5, {"eligible": [ops.pack_mask(able)]}),
+                           (n // 7, {"use_abs": False, "largest": False, "eligible": [able]}),
+                           (n // 5, {"eligible": [ops.pack_mask(able)]}),
                            (n - 1, {}), (n, {})):
             want = call("reference", [x], [k], **options)
             for isa in each_isa:
@@ -131,8 +134,8 @@ def test_agrees_with_the_reference(each_isa, kind, dtype):
                 assert same(call("cpu", [x], [k], **options), want), (n, k, options, isa)
 
 
-@pytest.mark.parametrize("options", [{}, {"largest": False}, {"use_abs": False}, {"global_": True}, {"packed": True}, {"global_": True, "packed": True}],
-                         ids=str)
+@pytest.mark.parametrize("options", [{}, {"largest": False}, {"use_abs": False}, {"global_": True}, {"packed": True},
+                                     {"global_": True, "packed": True}], ids=str)
 def test_awkward_shapes_and_mixed_types(isa, options):
     scores = [torch.randn(s).to(TYPES[i % 4]) for i, s in enumerate(awkward_shapes)]
     able = [NONE if i % 3 == 0 else torch.rand(x.shape) < 0.5 for i, x in enumerate(scores)]
@@ -213,8 +216,8 @@ def test_a_misleading_sample_costs_time_not_exactness(each_isa, n, attempts):
 values = st.lists(st.one_of(st.sampled_from([0.0, -0.0, 1.0, -1.0, NAN, INF, -INF, 1e-45]), st.floats(width=32)), max_size=80)
 
 
-@given(st.lists(values, min_size=1, max_size=3), st.lists(st.integers(-2, 260), min_size=3, max_size=3), st.booleans(), st.booleans(), st.booleans(),
-       st.booleans(), st.randoms(use_true_random=False))
+@given(st.lists(values, min_size=1, max_size=3), st.lists(st.integers(-2, 260), min_size=3, max_size=3), st.booleans(), st.booleans(),
+       st.booleans(), st.booleans(), st.randoms(use_true_random=False))
 @settings(max_examples=150, deadline=None)
 def test_matches_a_plain_sort(lists, ks, largest, use_abs, global_, packed, random):
     scores = [torch.tensor(x, dtype=torch.float32) for x in lists]
@@ -238,13 +241,15 @@ def test_permuting_distinct_scores_permutes_the_mask(n, share, largest, seed):
     generator = torch.Generator().manual_seed(seed)
     x, order = torch.randperm(n, generator=generator) - n / 2.0 + 0.25, torch.randperm(n, generator=generator)
     (mask,), _, (count,) = ops.topk_mask([x], int(share * n), largest=largest)
-    assert torch.equal(ops.topk_mask([x[order]], int(share * n), largest=largest)[0][0], mask[order]) and mask.sum() == count == int(share * n)
+    assert torch.equal(ops.topk_mask([x[order]], int(share * n), largest=largest)[0][0], mask[order])
+    assert mask.sum() == count == int(share * n)
 
 
 @pytest.mark.slow
 def test_more_than_2_31_elements():
-    free = {line.split(":")[0]: int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines()} if Path("/proc/meminfo").exists() else {}
-    if not native.available or free.get("MemAvailable", 0) < 12 * 2**20:
+    memory = Path("/proc/meminfo")
+    free = [int(x.split()[1]) for x in memory.read_text().splitlines() if x.startswith("MemAvailable")] if memory.exists() else [0]
+    if not native.available or free[0] < 12 * 2**20:
         pytest.skip("needs compiled kernels and 12 GiB of free memory")
     x = torch.zeros(2**31 + 77, dtype=torch.bfloat16)
     for at, value in ((5, -3.0), (2**31 - 1, 2.0), (2**31 + 70, 4.0)):
@@ -262,7 +267,8 @@ def test_more_than_2_31_elements():
 def test_opcheck():
     scores = [torch.randn(5, 3), torch.randn(40)]
     for k, op in ((torch.tensor([2, 3]), "default"), ([2, 3], "int_k")):
-        torch.library.opcheck(getattr(torch.ops.sparsekern.topk_mask, op), (scores, k), {"eligible": [torch.rand(5, 3) < 0.5, NONE], "packed": True})
+        options = {"eligible": [torch.rand(5, 3) < 0.5, NONE], "packed": True}
+        torch.library.opcheck(getattr(torch.ops.sparsekern.topk_mask, op), (scores, k), options)
         torch.library.opcheck(getattr(torch.ops.sparsekern.select_threshold, op), (scores, k), {"largest": False})
     torch.library.opcheck(torch.ops.sparsekern.topk_mask.default, (scores, torch.tensor(4)), {"global_": True})
 

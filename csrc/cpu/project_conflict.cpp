@@ -189,11 +189,10 @@ void project_conflict_cpu(at::TensorList g_i, at::TensorList g_j, std::optional<
   });
 }
 
-void project_conflict_sgd_cpu(at::TensorList params, at::TensorList g_i, at::TensorList g_j, at::TensorList momentum_buffers,
-                              at::TensorList masks, double weight_decay, double momentum, double lr, double dampening, bool nesterov,
-                              bool maximize, bool is_first_step, c10::string_view outside, bool invert, bool assume_clean,
-                              const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& found_inf, bool per_tensor, double eps,
-                              const std::optional<at::Tensor>& stats) {
+void project_conflict_sgd_cpu(at::TensorList params, at::TensorList g_i, at::TensorList g_j, at::TensorList momentum_buffers, at::TensorList masks,
+                              double weight_decay, double momentum, double lr, double dampening, bool nesterov, bool maximize, bool is_first_step,
+                              c10::string_view outside, bool invert, bool assume_clean, const std::optional<at::Tensor>& grad_scale,
+                              const std::optional<at::Tensor>& found_inf, bool per_tensor, double eps, const std::optional<at::Tensor>& stats) {
   const Options o{"project_conflict_sgd_", per_tensor, invert, eps, overflowed(found_inf), stats};
   ProjectedSgdLists lists(o.op, params, g_i, g_j, momentum_buffers, masks, momentum, invert);
   check_stats(o, lists.size());
@@ -221,9 +220,9 @@ void project_conflict_sgd_cpu(at::TensorList params, at::TensorList g_i, at::Ten
 
 void project_conflict_sgd_tensor_lr_cpu(at::TensorList params, at::TensorList g_i, at::TensorList g_j, at::TensorList momentum_buffers,
                                         at::TensorList masks, double weight_decay, double momentum, const at::Tensor& lr, double dampening,
-                                        bool nesterov, bool maximize, bool is_first_step, c10::string_view outside, bool invert,
-                                        bool assume_clean, const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& found_inf,
-                                        bool per_tensor, double eps, const std::optional<at::Tensor>& stats) {
+                                        bool nesterov, bool maximize, bool is_first_step, c10::string_view outside, bool invert, bool assume_clean,
+                                        const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& found_inf, bool per_tensor,
+                                        double eps, const std::optional<at::Tensor>& stats) {
   project_conflict_sgd_cpu(params, g_i, g_j, momentum_buffers, masks, weight_decay, momentum, lr.item().toDouble(), dampening, nesterov, maximize,
                            is_first_step, outside, invert, assume_clean, grad_scale, found_inf, per_tensor, eps, stats);
 }

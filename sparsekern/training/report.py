@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 import sparsekern
+from sparsekern._machine import cpu_name
 from sparsekern._native import native
-from sparsekern.doctor import cpu_name
 from sparsekern.training.html import render
 
 SCHEMA = 1
@@ -54,7 +54,8 @@ def rerender(directory: Path) -> Path:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path} does not exist; it is written when a run ends (an interrupted one goes on with --resume)") from error
+        raise FileNotFoundError(f"{path} does not exist; it is written when a run ends (an interrupted one goes on with "
+                                f"--resume)") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     target = path.with_name("report.html")

@@ -17,8 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern.training import report as reports
-from sparsekern.training.checkpoint import (CheckpointError, check_model, checkpoint_files, load_newest, load_optimizer, optimizer_tensors,
-                                            save_checkpoint)
+from sparsekern.training.checkpoint import (
+    CheckpointError,
+    check_model,
+    checkpoint_files,
+    load_newest,
+    load_optimizer,
+    optimizer_tensors,
+    save_checkpoint,
+)
 from sparsekern.training.config import ConfigError, TrainConfig, differences, write_config
 from sparsekern.training.data import Batches, load_dataset, seed_of
 from sparsekern.training.flops import TrainingFlops, layer_flops, sparse_flops
@@ -91,13 +98,16 @@ class Run:
         self.config, self.device, self.out = config, device, Path(config.out)
         self.checkpoints = self.out / "checkpoints"
         prepare_directory(config)
-        data = load_dataset(config.data, config.data_dir, download=config.download, subset=config.subset)
-        self.data = data.to(device)
-        self.batches = Batches(self.data, config.batch_size, config.seed, config.augment)
+        try:
+            data = load_dataset(config.data, config.data_dir, download=config.download, subset=config.subset)
+            self.data = data.to(device)
+            self.batches = Batches(self.data, config.batch_size, config.seed, config.augment)
+            torch.manual_seed(seed_of("model", config.seed))
+            self.model = build_model(config.model, classes=data.classes, shape=data.shape)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         self.per_epoch = self.batches.per_epoch
         self.total = config.epochs * self.per_epoch
-        torch.manual_seed(seed_of("model", config.seed))
-        self.model = build_model(config.model, classes=data.classes, shape=data.shape)
         self.dense_flops = layer_flops(self.model, data.shape)
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model.to(device=device, memory_format=self.memory_format)
@@ -196,13 +206,14 @@ class Run:
     def _live(self, subnet: str, loss: Tensor) -> dict:
         """What the bar shows; reads back from the device."""
         last = next((row["subnets"][subnet]["accuracy"] for row in reversed(self.history) if row["subnets"]), 0.0)
-        return {"subnet": subnet, "loss": loss.item(), "accuracy": last, "sparsities": [self.sparsifier.masks.sparsity(name) for name in self.subnets]}
+        sparsities = [self.sparsifier.masks.sparsity(name) for name in self.subnets]
+        return {"subnet": subnet, "loss": loss.item(), "accuracy": last, "sparsities": sparsities}
 
     def _end_epoch(self) -> None:
         epoch = self.step // self.per_epoch
         sums = self.loss_sums.tolist()
         if not all(map(math.isfinite, sums)):
-            raise TrainingError(f"the loss is not finite in epoch {epoch} (step {self.step}); the last checkpoint is from before that epoch. "
+            raise TrainingError(f"the loss is not finite in epoch {epoch} (up to step {self.step}). "
                                 f"Lower --lr (now {self.config.lr:g}), add --warmup_epochs or set --max_norm")
         due = epoch % self.config.eval_every == 0 or self.step == self.total
         row = {
@@ -210,7 +221,7 @@ class Run:
             "train_loss": sum(sums) / max(1, sum(self.loss_counts)),
             "train_loss_by_subnet": {name: s / n if n else None for name, s, n in zip(self.subnets, sums, self.loss_counts)},
             "training_flops": self.flops.total,
-            "subnets": {name: {**self.evaluate(name), "sparsity": self.sparsifier.masks.sparsity(name)} for name in self.subnets} if due else {},
+            "subnets": self._evaluate_all() if due else {},
             "sign_ratio": self.sparsifier.metrics().get("sign_ratio"),
             "seconds": self.elapsed(),
         }
@@ -225,9 +236,11 @@ class Run:
         finalize = getattr(self.sparsifier, "finalize", None)
         if finalize is not None and "finalized" not in self.history[-1]:
             finalize(lambda name: self.evaluate(name)["accuracy"])
-            self.history[-1].update(finalized=True, subnets={name: {**self.evaluate(name), "sparsity": self.sparsifier.masks.sparsity(name)}
-                                                             for name in self.subnets})
+            self.history[-1].update(finalized=True, subnets=self._evaluate_all())
             self.save()
+
+    def _evaluate_all(self) -> dict[str, dict]:
+        return {name: {**self.evaluate(name), "sparsity": self.sparsifier.masks.sparsity(name)} for name in self.subnets}
 
     @torch.no_grad()
     def evaluate(self, name: str) -> dict:
