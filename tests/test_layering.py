@@ -7,20 +7,21 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BELOW = {                                                   # room -> what it may import of this project
     "triton_kernels": set(),
-    "_native": set(), "_version": set(),
+    "_native": set(), "_version": set(), "_machine": set(),
     "ops": {"_native", "triton_kernels"},
     "nn": {"ops"},
     "sparsity": {"nn", "ops"},
     "algorithms": {"sparsity", "nn", "ops"},
-    "training": {"algorithms", "sparsity", "nn", "ops", "_native", "_version"},
-    "deploy": {"algorithms", "sparsity", "nn", "ops", "_native", "_version"},
     "testing": {"ops", "_native", "triton_kernels"},
+    "doctor": {"testing", "ops", "_native", "_machine", "__version__"},     # knows the build and the ops, not what is trained with them
+    "training": {"algorithms", "sparsity", "nn", "ops", "_native", "_machine", "__version__"},
+    "deploy": {"algorithms", "sparsity", "nn", "ops", "_native", "_machine", "__version__"},
 }
 FOREIGN = {"triton_kernels": {"torch", "triton"}}           # and of the rest of the world, where that is limited
 
 
 def rooms() -> dict[str, list[Path]]:
-    """Every room that exists with its Python files. The command line, the doctor and the package itself may see all rooms."""
+    """Every room that exists with its Python files. The command line and the package itself may see all rooms."""
     places = {room: ROOT / "sparsekern" / room for room in BELOW} | {"triton_kernels": ROOT / "triton_kernels"}
     files = {room: sorted(place.rglob("*.py")) + [p for p in [place.with_suffix(".py")] if p.exists()] for room, place in places.items()}
     return {room: found for room, found in files.items() if found}
