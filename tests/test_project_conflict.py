@@ -214,8 +214,8 @@ def test_same_bits_for_every_isa_and_thread_count():
                         if op == PROJECT:
                             ops.project_conflict_(mine, b, masks=masks, per_tensor=per_tensor, stats=stats)
                         else:
-                            ops.project_conflict_sgd_(mine, a, b, [x.clone() for x in a], masks, lr=0.1, momentum=0.9, per_tensor=per_tensor,
-                                                      stats=stats)
+                            ops.project_conflict_sgd_(mine, a, b, [x.clone() for x in a], masks, lr=0.1, momentum=0.9,
+                                                      per_tensor=per_tensor, stats=stats)
                     seen.append(mine + [stats])
             native.set_isa("auto")
             assert all(torch.equal(x, y) for other in seen[1:] for x, y in zip(seen[0], other))
@@ -374,6 +374,7 @@ def test_misuse(change, error, words):
     ({"per_tensor": True, "stats": torch.ones(2, 4)}, ValueError, r"stats: expected a contiguous \[1, 4\] tensor, got shape \[2, 4\]"),
 ])
 def test_misuse_update(change, error, words):
-    arguments = {"params": [torch.ones(4)], "g_i": [torch.ones(4)], "g_j": [torch.ones(4)], "momentum_buffers": [], "masks": [None]} | change
+    arguments = {"params": [torch.ones(4)], "g_i": [torch.ones(4)], "g_j": [torch.ones(4)]} | {
+        "momentum_buffers": [], "masks": [None]} | change
     with pytest.raises(error, match=words):
         ops.project_conflict_sgd_(**arguments, lr=0.1)

@@ -90,8 +90,8 @@ def _subtract_kernel(a, b, mask, coefficients, segment, n, KIND: tl.constexpr, B
 
 
 @triton.jit(do_not_specialize=["segment", "n"])
-def _step_kernel(param, a, b, buffer, mask, coefficients, segment, n, lr, weight_decay, momentum, one_minus_dampening, grad_scale, found_inf,
-                 KIND: tl.constexpr, INVERT: tl.constexpr, OTHER: tl.constexpr, LR_TENSOR: tl.constexpr, SCALE: tl.constexpr,
+def _step_kernel(param, a, b, buffer, mask, coefficients, segment, n, lr, weight_decay, momentum, one_minus_dampening, grad_scale,
+                 found_inf, KIND: tl.constexpr, INVERT: tl.constexpr, OTHER: tl.constexpr, LR_TENSOR: tl.constexpr, SCALE: tl.constexpr,
                  FOUND: tl.constexpr, DECAY: tl.constexpr, MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, MAXIMIZE: tl.constexpr,
                  FIRST: tl.constexpr, ZERO: tl.constexpr, BLOCK: tl.constexpr):
     if FOUND:
@@ -139,8 +139,8 @@ def _flat(op, name, i, tensor, like, *, written=False):
 
 def _dense(op, name, i, tensor):
     if not torch.ops.aten.is_non_overlapping_and_dense(tensor):
-        raise ValueError(f"{op}: {name}[{i}]: expected a dense tensor (it is written in place), got sizes {list(tensor.shape)} with strides "
-                         f"{list(tensor.stride())}; pass a contiguous tensor")
+        raise ValueError(f"{op}: {name}[{i}]: expected a dense tensor (it is written in place), got sizes {list(tensor.shape)} "
+                         f"with strides {list(tensor.stride())}; pass a contiguous tensor")
 
 
 def _mask(op, i, mask, like):
@@ -153,10 +153,11 @@ def _mask(op, i, mask, like):
         raise TypeError(f"{op}: masks[{i}]: expected a bool mask, packed int32 words or an empty tensor, got {mask.dtype}")
     words = (like.numel() + 31) // 32
     if mask.shape != (words,) or not mask.is_contiguous():
-        raise ValueError(f"{op}: masks[{i}]: expected {words} contiguous int32 words for {like.numel()} elements, got shape {list(mask.shape)}")
+        raise ValueError(f"{op}: masks[{i}]: expected {words} contiguous int32 words for {like.numel()} elements, "
+                         f"got shape {list(mask.shape)}")
     if not like.is_contiguous():
-        raise ValueError(f"{op}: masks[{i}]: a packed mask goes with a row-major tensor, got strides {list(like.stride())}; pass the bool mask "
-                         f"instead")
+        raise ValueError(f"{op}: masks[{i}]: a packed mask goes with a row-major tensor, "
+                         f"got strides {list(like.stride())}; pass the bool mask instead")
     return BITS, mask
 
 
@@ -214,13 +215,13 @@ def project_conflict_(g_i, g_j, masks=None, per_tensor=False, eps=0.0, stats=Non
     coefficients = _coefficients(op, rows, others, views, False, per_tensor, eps, stats, None)
     for i, (row, other, (kind, mask)) in enumerate(zip(rows, others, views)):
         if other is not None and row.numel():
-            _subtract_kernel[(triton.cdiv(row.numel(), BLOCK),)](row, other, mask, coefficients, i if per_tensor else 0, row.numel(), KIND=kind,
-                                                                 BLOCK=BLOCK)
+            grid = (triton.cdiv(row.numel(), BLOCK),)
+            _subtract_kernel[grid](row, other, mask, coefficients, i if per_tensor else 0, row.numel(), KIND=kind, BLOCK=BLOCK)
 
 
 def project_conflict_sgd_(params, g_i, g_j, momentum_buffers, masks, *, weight_decay, momentum, lr, dampening, nesterov, maximize,
-                          is_first_step, outside="keep", invert=False, assume_clean=False, grad_scale=None, found_inf=None, per_tensor=False,
-                          eps=0.0, stats=None):
+                          is_first_step, outside="keep", invert=False, assume_clean=False, grad_scale=None, found_inf=None,
+                          per_tensor=False, eps=0.0, stats=None):
     op = "project_conflict_sgd_"
     if outside not in ("keep", "zero"):
         raise ValueError(f'{op}: outside: expected "keep" or "zero", got {outside!r}')
@@ -236,12 +237,14 @@ def project_conflict_sgd_(params, g_i, g_j, momentum_buffers, masks, *, weight_d
     rows = [_flat(op, "g_i", i, a, p) for i, (a, p) in enumerate(zip(g_i, params))]
     views = [_mask(op, i, mask, p) for i, (mask, p) in enumerate(zip(masks, params))]
     values = [_flat(op, "params", i, p, p) for i, p in enumerate(params)]
-    buffers = [_flat(op, "momentum_buffers", i, v, p, written=True) for i, (v, p) in enumerate(zip(momentum_buffers, params))] if momentum else values
+    buffers = values if momentum == 0 else [_flat(op, "momentum_buffers", i, v, p, written=True)
+                                            for i, (v, p) in enumerate(zip(momentum_buffers, params))]
     coefficients = _coefficients(op, rows, others, views, invert, per_tensor, eps, stats, found_inf)
     for i, (value, row, other, buffer, (kind, mask)) in enumerate(zip(values, rows, others, buffers, views)):
         if value.numel():
             _step_kernel[(triton.cdiv(value.numel(), BLOCK),)](
-                value, row, other, buffer, mask, coefficients, i if per_tensor else 0, value.numel(), lr, weight_decay, momentum, 1 - dampening,
-                grad_scale, found_inf, KIND=kind, INVERT=invert, OTHER=other is not None, LR_TENSOR=isinstance(lr, torch.Tensor),
-                SCALE=grad_scale is not None, FOUND=found_inf is not None, DECAY=weight_decay != 0, MOMENTUM=momentum != 0, NESTEROV=nesterov,
-                MAXIMIZE=maximize, FIRST=is_first_step, ZERO=outside == "zero", BLOCK=BLOCK)
+                value, row, other, buffer, mask, coefficients, i if per_tensor else 0, value.numel(), lr, weight_decay, momentum,
+                1 - dampening, grad_scale, found_inf, KIND=kind, INVERT=invert, OTHER=other is not None,
+                LR_TENSOR=isinstance(lr, torch.Tensor), SCALE=grad_scale is not None, FOUND=found_inf is not None,
+                DECAY=weight_decay != 0, MOMENTUM=momentum != 0,
+                NESTEROV=nesterov, MAXIMIZE=maximize, FIRST=is_first_step, ZERO=outside == "zero", BLOCK=BLOCK)

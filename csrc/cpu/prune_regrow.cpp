@@ -60,7 +60,8 @@ bool zeroes(const char* name, c10::string_view what) {
 // The mask of entry i in row-major order: it is written, so it must be there and must be dense.
 MaskOut mask_rows(size_t i, const Written& mask, const at::Tensor& weight) {
   const at::Tensor& m = mask.original;
-  TORCH_CHECK_VALUE(m.numel() != 0 || weight.numel() == 0, op, ": masks[", i, "]: expected a mask to write, got an empty tensor; start from torch.ones");
+  TORCH_CHECK_VALUE(m.numel() != 0 || weight.numel() == 0, op, ": masks[", i,
+                    "]: expected a mask to write, got an empty tensor; start from torch.ones");
   if (m.scalar_type() == at::kBool) {
     check_mutable(op, "masks", i, m);
     check_like(op, "masks", i, m, weight);

@@ -99,8 +99,19 @@ template <int kind, class Key>
 SK_INLINE void split_loop(const Key* keys, int64_t n, const Bracket<Key>& bracket, Split& counts, Key* inside, uint32_t* where, int64_t first,
                           MaskOut mask) {
   alignas(64) static constexpr uint32_t kIota[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  Splitter<kind, Key> splitter{splat(bracket.low), splat(bracket.high), load(kIota), bracket.keep_high, inside, where,
-                               static_cast<uint32_t>(first), mask.data, mask.begin + first, 0, 0, 0, counts.inside};
+  Splitter<kind, Key> splitter{splat(bracket.low),
+                               splat(bracket.high),
+                               load(kIota),
+                               bracket.keep_high,
+                               inside,
+                               where,
+                               static_cast<uint32_t>(first),
+                               mask.data,
+                               mask.begin + first,
+                               0,
+                               0,
+                               0,
+                               counts.inside};
   int64_t i = 0;
   for (; i + 16 <= n; i += 16) splitter.row(keys, i, 16);
   if (i < n) splitter.row(keys, i, static_cast<int>(n - i));

@@ -10,7 +10,7 @@ enum class Op { masked, packed };
 
 template <Op op, class P, class G, int capacity>
 int launch_table(SgdEntry* entries, size_t count, const SgdOptions& options, const DeviceProps& props, cudaStream_t stream) {
-  constexpr int blocks = op == Op::masked ? kMaskedBlocksPerSm<P> : kPackedBlocksPerSm;
+  constexpr int blocks = op == Op::masked ? kMaskedBlocksPerSm<P> : kPackedBlocksPerSm<P>;
   const SgdArgs args = {plan_list(entries, count, props, blocks), options};
   SgdTable<capacity> table;
   std::copy_n(entries, count, table.entry);

@@ -7,7 +7,8 @@
 //
 // budget: masked_sgd_kernel<float 64
 // budget: masked_sgd_kernel 80
-// budget: packed_sgd_kernel 80
+// budget: packed_sgd_kernel<float 80
+// budget: packed_sgd_kernel 120
 // promise: masked_sgd_kernel LDG.E.128 STG.E.128 no-fp64
 // promise: packed_sgd_kernel LDG.E.128 STG.E.128 no-fp64
 #pragma once
@@ -27,10 +28,11 @@ struct SgdArgs {
 };
 
 // 96 bytes in flight per thread: 96 KB per SM with 1024 threads of 64 registers. Unpacking halves and holding positions
-// take more registers than that: there 768 threads of 80.
+// take more than that: 768 threads of 80 there, and 512 for both together.
 template <class P>
 constexpr int kMaskedBlocksPerSm = sizeof(P) == 4 ? 4 : 3;
-constexpr int kPackedBlocksPerSm = 3;
+template <class P>
+constexpr int kPackedBlocksPerSm = sizeof(P) == 4 ? 3 : 2;
 
 // Short lists send few bytes with the launch; the long table just fits.
 constexpr int kSmallTable = 80, kLargeTable = 672;
@@ -50,6 +52,7 @@ struct SgdStep {
   SgdScalars<float> s;
   float scale;  // 1 / grad_scale
   bool clear;   // groups outside the mask are written +0
+  bool skip;    // found_inf
 };
 
 // torch.optim.SGD on one element; multiplications and additions stay apart, as on the CPU.
@@ -109,16 +112,13 @@ __device__ __forceinline__ void update_groups(const SgdSpan<P, G>& x, const int 
     if (at[u] < 0 || !(on[u] || step.clear)) continue;
 #pragma unroll
     for (int k = 0; k < N; ++k) {
+      // Selected, not branched: neighbours differ. What is hidden goes back as the bits that were read, or as +0.
+      const bool inside = on[u] >> k & 1;
       const P zero = from_float<P>(0.f);
-      if (on[u] >> k & 1) {
-        float param = to_float(p[u].at[k]), buffer = x.momentum ? to_float(v[u].at[k]) : 0.f;
-        sgd_step(param, to_float(g[u].at[k]), buffer, step, x.momentum != nullptr);
-        p[u].at[k] = from_float<P>(param);
-        v[u].at[k] = from_float<P>(buffer);
-      } else if (step.s.zero_outside) {  // else the bits that were read go back as they are
-        p[u].at[k] = zero;
-        v[u].at[k] = zero;
-      }
+      float param = to_float(p[u].at[k]), buffer = to_float(v[u].at[k]);
+      sgd_step(param, to_float(g[u].at[k]), buffer, step, x.momentum != nullptr);
+      p[u].at[k] = inside ? from_float<P>(param) : step.s.zero_outside ? zero : p[u].at[k];
+      v[u].at[k] = inside ? from_float<P>(buffer) : step.s.zero_outside ? zero : v[u].at[k];
     }
     store_group(x.param + at[u], p[u], grouped && x.param_aligned);
     if (x.momentum) store_group(x.momentum + at[u], v[u], grouped && x.momentum_aligned);
@@ -160,18 +160,19 @@ __device__ __forceinline__ void sgd_piece(const SgdEntry& e, int64_t begin, int6
   }
 }
 
+// The three numbers that may live on the device are asked for together: they stand before every block's first piece.
 __device__ __forceinline__ SgdStep read_step(const SgdOptions& o) {
-  SgdStep step = {o.scalars, 1.f, o.scalars.zero_outside && !o.assume_clean};
-  if (o.lr) step.s.lr = *o.lr;
-  if (o.grad_scale) step.scale = __fdiv_rn(1.f, *o.grad_scale);
+  const float found_inf = o.found_inf ? *o.found_inf : 0.f, lr = o.lr ? *o.lr : o.scalars.lr, scale = o.grad_scale ? *o.grad_scale : 1.f;
+  SgdStep step = {o.scalars, __fdiv_rn(1.f, scale), o.scalars.zero_outside && !o.assume_clean, found_inf != 0};
+  step.s.lr = lr;
   return step;
 }
 
 template <class P, class G, int capacity>
 __global__ void __launch_bounds__(kThreads, kMaskedBlocksPerSm<P>)
     masked_sgd_kernel(const __grid_constant__ SgdTable<capacity> table, const __grid_constant__ SgdArgs args) {
-  if (args.options.found_inf && *args.options.found_inf != 0) return;
   const SgdStep step = read_step(args.options);
+  if (step.skip) return;
   for (int64_t k = blockIdx.x; k < args.plan.pieces; k += gridDim.x) {
     const Piece piece = piece_at(table.entry, args.plan, k);
     const SgdEntry& e = table.entry[piece.tensor];
@@ -182,10 +183,10 @@ __global__ void __launch_bounds__(kThreads, kMaskedBlocksPerSm<P>)
 }
 
 template <class P, class G, int capacity>
-__global__ void __launch_bounds__(kThreads, kPackedBlocksPerSm)
+__global__ void __launch_bounds__(kThreads, kPackedBlocksPerSm<P>)
     packed_sgd_kernel(const __grid_constant__ SgdTable<capacity> table, const __grid_constant__ SgdArgs args) {
-  if (args.options.found_inf && *args.options.found_inf != 0) return;
   const SgdStep step = read_step(args.options);
+  if (step.skip) return;
   for (int64_t k = blockIdx.x; k < args.plan.pieces; k += gridDim.x) {
     const Piece piece = piece_at(table.entry, args.plan, k);
     const SgdEntry& e = table.entry[piece.tensor];

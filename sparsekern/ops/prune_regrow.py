@@ -89,14 +89,15 @@ def prune_regrow_reference(masks, weights, grow_scores, k_drop, k_grow, *, drop_
 
     before = rows([dense_mask(mask, weight) for mask, weight in zip(masks, weights)])
     counts, after = [], []
-    for on, drop, grow, fewer, more in zip(before, rows(weights if drop_scores is None else drop_scores), rows(grow_scores), k_drop, k_grow):
+    strength = rows(weights if drop_scores is None else drop_scores)
+    for on, drop, grow, fewer, more in zip(before, strength, rows(grow_scores), k_drop, k_grow):
         active = on.sum()
         fewer = fewer.to(on.device) if isinstance(fewer, Tensor) else fewer
         kept, _, _ = select_reference(drop, on, active - torch.minimum(active, torch.zeros_like(active) + fewer).clamp(min=0),
                                       largest=True, use_abs=drop_scores is None)
         grown, _, _ = select_reference(grow, ~kept if regrow_dropped else ~on, more, largest=True, use_abs=True)
         after.append(kept | grown)
-        counts.append(torch.stack([(on & ~after[-1]).sum(), (after[-1] & ~on).sum()]))
+        counts.append(((on & ~after[-1]).sum(), (after[-1] & ~on).sum()))
     if not counts:
         return tuple(torch.zeros(segments, dtype=torch.int64) for _ in range(2))
     if global_:
@@ -109,7 +110,7 @@ def prune_regrow_reference(masks, weights, grow_scores, k_drop, k_grow, *, drop_
         if momentum_buffers is not None:
             momentum_buffers[i].masked_fill_(was ^ now, 0)
         masks[i].copy_(now if masks[i].dtype == torch.bool else pack_mask_reference(now))
-    return tuple(torch.stack(counts).T.contiguous().unbind())
+    return tuple(torch.stack(column) for column in zip(*counts))
 
 
 @fake("prune_regrow_.int_k")

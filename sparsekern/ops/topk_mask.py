@@ -173,5 +173,6 @@ def _fake_thresholds(scores, k, *, largest=True, use_abs=True, global_=False, el
 @fake("topk_mask.int_k")
 @fake("topk_mask")
 def _(scores, k, *, largest=True, use_abs=True, global_=False, eligible=None, packed=False, hint=None):
-    masks = [x.new_empty([packed_words(x.numel())], dtype=torch.int32) if packed else x.new_empty(x.shape, dtype=torch.bool) for x in scores]
+    dtype = torch.int32 if packed else torch.bool
+    masks = [torch.empty([packed_words(x.numel())] if packed else x.shape, dtype=dtype, device=x.device) for x in scores]
     return masks, *_fake_thresholds(scores, k, global_=global_)

@@ -43,7 +43,8 @@ class Sparsifier:
 
     Args:
         model: any module with Linear or Conv2d layers, on its device; no parameter is replaced.
-        optimizer: owns the model's parameters. torch.optim.SGD takes the fused update, any other one runs as it is.
+        optimizer: owns the model's parameters. torch.optim.SGD takes the fused update, any other one runs as it is. The further batch
+            norms join its param groups; they are no parameters of the model, so DistributedDataParallel needs norm_banks=False.
         fields: those of the algorithm's `Config`.
     """
     Config = SparsifierConfig
@@ -155,23 +156,28 @@ class Sparsifier:
             self._before(max_norm)
             self.optimizer.step()
             self._around.after()
-        self.steps += 1
-        self._show_next()
+        self._advance()
 
     def hook(self) -> None:
-        """Do the work of `step()` inside `optimizer.step()`, for frameworks that call that themselves.
+        """Do the work of `step()` inside `optimizer.step()`, for frameworks that call that themselves, with or without a closure.
 
         A step that a gradient scaler skips is not seen: the same sub-net trains again.
         """
         def before(optimizer, args, kwargs):
-            with torch.no_grad():
+            closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
+            if closure is None:
                 self._before(None)
+                return None
+
+            def with_gradients():                       # the gradients come into being inside the optimizer's step
+                loss = closure()
+                self._before(None)
+                return loss
+            return (args[0], with_gradients), {}
 
         def after(optimizer, args, kwargs):
-            with torch.no_grad():
-                self._around.after()
-            self.steps += 1
-            self._show_next()
+            self._around.after()
+            self._advance()
         self._handles = self._handles or [self.optimizer.register_step_pre_hook(before), self.optimizer.register_step_post_hook(after)]
 
     @contextmanager
@@ -250,10 +256,15 @@ class Sparsifier:
             self.log.record(self.steps, correction, measured)
         self._previous = None if correction is None else grads
 
+    @torch.no_grad()
     def _before(self, max_norm: float | None) -> None:
         self._event()
         correction = self.correction(self.steps)
         self._keep(correction, *self._around.before(*self._arguments(), correction, max_norm))
+
+    def _advance(self) -> None:
+        self.steps += 1
+        self._show_next()
 
     def _masks(self, name: str) -> list[Tensor | None]:
         if name not in self._views:

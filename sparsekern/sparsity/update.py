@@ -143,8 +143,7 @@ class Update:
                 grads[place] = grads[place].clone()                     # the raw one is kept for the next step
         parts = [(grads, before, lists.masks, lists.measured.stats) for _, lists, grads, before in calls if lists.slots]
         if across_groups:
-            parts = [([x for part in parts for x in part[0]], [x for part in parts for x in part[1]], [x for part in parts for x in part[2]],
-                      compared[0].measured.stats)]
+            parts = [(*([x for part in parts for x in part[column]] for column in range(3)), compared[0].measured.stats)]
         for grads, before, masks, stats in parts:
             ops.project_conflict_(grads, before, masks=masks, per_tensor=correction.per_tensor, eps=correction.eps, stats=stats)
 
@@ -180,6 +179,7 @@ class AnyUpdate:
             self._outside = Outside(self.optimizer, [layer.param for layer in self.layers], masks)
         return kept, measured
 
+    @torch.no_grad()
     def after(self) -> None:
         if self._outside is not None:
             self._outside.restore()
