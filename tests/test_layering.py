@@ -12,15 +12,16 @@ BELOW = {                                                   # room -> what it ma
     "nn": {"ops"},
     "sparsity": {"nn", "ops"},
     "algorithms": {"sparsity", "nn", "ops"},
-    "training": {"algorithms", "sparsity", "nn", "ops", "_native", "_version"},
-    "deploy": {"algorithms", "sparsity", "nn", "ops", "_native", "_version"},
     "testing": {"ops", "_native", "triton_kernels"},
+    "doctor": {"testing", "ops", "_native", "__version__"},         # knows the build and the ops, not what is trained with them
+    "training": {"doctor", "algorithms", "sparsity", "nn", "ops", "_native", "__version__"},
+    "deploy": {"doctor", "algorithms", "sparsity", "nn", "ops", "_native", "__version__"},
 }
 FOREIGN = {"triton_kernels": {"torch", "triton"}}           # and of the rest of the world, where that is limited
 
 
 def rooms() -> dict[str, list[Path]]:
-    """Every room that exists with its Python files. The command line, the doctor and the package itself may see all rooms."""
+    """Every room that exists with its Python files. The command line and the package itself may see all rooms."""
     places = {room: ROOT / "sparsekern" / room for room in BELOW} | {"triton_kernels": ROOT / "triton_kernels"}
     files = {room: sorted(place.rglob("*.py")) + [p for p in [place.with_suffix(".py")] if p.exists()] for room, place in places.items()}
     return {room: found for room, found in files.items() if found}

@@ -4,7 +4,7 @@ An algorithm is a subclass with a Config and a few hooks: `make_patterns`, `make
 `on_event`, `correction`, `extra_state`.
 """
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -209,6 +209,12 @@ class Sparsifier:
             self._attached = None
         return self.model
 
+    def set_masks(self, subnet: str, masks: Mapping[str, Tensor]) -> None:
+        """Give a sub-net masks made elsewhere: {layer: bool tensor of the weight's shape}; layers left out keep theirs."""
+        self.masks.set(subnet, masks)
+        self._masks_changed()
+        self._show(*self._shown)
+
     def summary(self) -> list[dict]:
         """Per sub-net: name, pattern, target and exact sparsity, over prunable and over all parameters, and kept weights per layer."""
         return summary(self)
@@ -228,13 +234,13 @@ class Sparsifier:
             ValueError: naming the first disagreement; nothing has changed then.
         """
         state.load(self, saved)
-        self.masks_changed()
+        self._masks_changed()
         self._show_next()
 
     # How it is done.
 
-    def masks_changed(self) -> None:
-        """Forget what was derived from the masks. Call it after writing `masks` by hand."""
+    def _masks_changed(self) -> None:
+        """Forget what was derived from the masks."""
         self._views.clear()
         if self._update is not None:
             self._update.flush()
@@ -243,7 +249,7 @@ class Sparsifier:
         if self.event_due(self.steps):
             grads = [weight.grad for weight in self.weights]
             self.on_event(grads)
-            self.masks_changed()
+            self._masks_changed()
             for grad, mask in zip(grads, self._masks(self._shown[0].update)):
                 if grad is not None and mask is not None:
                     grad.masked_fill_(~mask, 0)

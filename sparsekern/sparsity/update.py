@@ -106,7 +106,9 @@ class Update:
             if correction is not None:
                 before = before.copy()
                 for place, layer in lists.slots:
-                    kept[layer] = _own(grads[place])
+                    grad = grads[place]
+                    # itself, or a copy where its storage is shared (a bucket of DistributedDataParallel is overwritten)
+                    kept[layer] = grad if grad.untyped_storage().nbytes() == grad.nbytes else grad.clone()
                     if previous[layer] is not None:
                         before[place] = previous[layer]
             calls.append((group, lists, grads, before))
@@ -189,11 +191,6 @@ class AnyUpdate:
 def clip_scale(grads: list[Tensor], max_norm: float) -> Tensor:
     """[] float32: what to divide gradients by so that their norm stays within `max_norm`, as torch clips. No read-back."""
     return ((torch.nn.utils.get_total_norm(grads) + 1e-6) / max_norm).clamp(min=1.0).float()
-
-
-def _own(grad: Tensor) -> Tensor:
-    """The gradient itself, or a copy where its storage is shared (a bucket of DistributedDataParallel)."""
-    return grad if grad.untyped_storage().nbytes() == grad.nbytes else grad.clone()
 
 
 def _scalars(group: dict) -> dict:

@@ -302,6 +302,21 @@ def test_subnet_shows_one_and_goes_back():
         pass
 
 
+def test_masks_made_elsewhere_are_followed_at_once():
+    net, _, sparsifier = make()
+    train(net, sparsifier, range(2))
+    net.eval()
+    x, mask = toy_batch(0)[0], torch.rand(16, 8, 3, 3) < 0.3
+    before = net(x)
+    sparsifier.set_masks(sparsifier.active, {"3.weight": mask})
+    assert sparsifier.masks.counts(sparsifier.active)[0] == int(mask.sum()) and not torch.equal(net(x), before)
+    weight = net[3].weight.detach().clone()
+    train(net, sparsifier, [2])
+    assert torch.equal(net[3].weight[~mask], weight[~mask]) and not torch.equal(net[3].weight[mask], weight[mask])
+    with pytest.raises(ValueError, match=r"3.weight: expected a bool mask of shape \[16, 8, 3, 3\], got torch.bool \[2\]"):
+        sparsifier.set_masks("0.5", {"3.weight": torch.ones(2, dtype=torch.bool)})
+
+
 def test_remove_gives_the_plain_model_back():
     net, opt, sparsifier = make()
     keys, count = list(net.state_dict()), len(list(net.parameters()))
@@ -330,6 +345,14 @@ def test_an_optimizer_of_another_model_is_refused():
     net = small_convnet()
     with pytest.raises(ValueError, match="does not own 3.weight, 6.weight, 11.weight, 4.weight"):
         sparsekern.AST_GC(net, torch.optim.SGD(small_convnet().parameters(), lr=0.1), total_steps=60)
+
+
+def test_a_second_sparsifier_is_refused_until_the_first_is_removed():
+    net, opt, sparsifier = make()
+    with pytest.raises(ValueError, match="a sparsifier already"):
+        sparsekern.AST_GC(net, opt, total_steps=60)
+    sparsifier.remove()
+    train(net, sparsekern.AST_GC(net, opt, total_steps=60), range(3))
 
 
 def test_a_state_of_something_else_is_refused_whole():
