@@ -5,6 +5,7 @@ anywhere goes on bit for bit.
 """
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import math
 import signal
@@ -204,8 +205,8 @@ class Run:
         self.progress.step(self.step, lambda: self._live(subnet, loss))
 
     def _live(self, subnet: str, loss: Tensor) -> dict:
-        """What the bar shows; reads back from the device."""
-        last = next((row["subnets"][subnet]["accuracy"] for row in reversed(self.history) if row["subnets"]), 0.0)
+        """What the bar shows (the accuracy is that of the last evaluation); reads back from the device."""
+        last = next((row["subnets"][subnet]["accuracy"] for row in reversed(self.history) if row["subnets"]), None)
         sparsities = [self.sparsifier.masks.sparsity(name) for name in self.subnets]
         return {"subnet": subnet, "loss": loss.item(), "accuracy": last, "sparsities": sparsities}
 
@@ -362,6 +363,8 @@ class Run:
 
 def prepare_directory(config: TrainConfig) -> None:
     """Make `out`, refuse one that holds another run, and clear ours from it with overwrite."""
+    if importlib.util.find_spec("safetensors") is None:
+        raise ConfigError("checkpoints need safetensors: pip install 'sparsekern[train]'")
     out = Path(config.out)
     held = [out / name for name in ("config.yaml", "report.json", "report.html") if (out / name).exists()]
     held += checkpoint_files(out / "checkpoints")
