@@ -1,4 +1,5 @@
 """What users pay for: a whole AST-GC step beside a dense SGD step, and the host's share of `sparsifier.step()`."""
+
 import time
 
 import pytest
@@ -24,6 +25,7 @@ def bench_whole_step(race, model_name, batch):
             F.cross_entropy(model(images), labels).backward()
             optimizer.step()
             optimizer.zero_grad()
+
         return step
 
     def sparse(**options):
@@ -35,14 +37,21 @@ def bench_whole_step(race, model_name, batch):
             F.cross_entropy(model(images), labels).backward()
             sparsifier.step()
             optimizer.zero_grad()
+
         return step
 
-    race("training step", f"{model_name}, batch {batch}", {
-        "sparsekern AST-GC": sparse(),
-        "sparsekern AST without correction": sparse(gc=False),
-        "torch dense SGD": dense(None),
-        "torch dense SGD fused": dense(True),
-    }, targets=[("sparsekern AST-GC", "<=", 1.05, "torch dense SGD")] if model_name == "resnet20" else [], budget_s=40)
+    race(
+        "training step",
+        f"{model_name}, batch {batch}",
+        {
+            "sparsekern AST-GC": sparse(),
+            "sparsekern AST without correction": sparse(gc=False),
+            "torch dense SGD": dense(None),
+            "torch dense SGD fused": dense(True),
+        },
+        targets=[("sparsekern AST-GC", "<=", 1.05, "torch dense SGD")] if model_name == "resnet20" else [],
+        budget_s=40,
+    )
 
 
 def bench_host_overhead(race):
@@ -69,9 +78,16 @@ def bench_host_overhead(race):
     previous = [g.clone() for g in grads]
 
     def kernels():
-        sparsekern.ops.project_conflict_sgd_(params, grads, previous, buffers, masks, lr=0.01, momentum=0.9, weight_decay=5e-4, per_tensor=True)
+        sparsekern.ops.project_conflict_sgd_(
+            params, grads, previous, buffers, masks, lr=0.01, momentum=0.9, weight_decay=5e-4, per_tensor=True
+        )
 
-    medians = race("host overhead", "161 tensors, AST-GC, no event", {"sparsekern step() with its gradients made": step,
-                                                                       "sparsekern kernels alone": kernels})
+    medians = race(
+        "host overhead",
+        "161 tensors, AST-GC, no event",
+        {"sparsekern step() with its gradients made": step, "sparsekern kernels alone": kernels},
+    )
     spent.sort()
-    print(f"\nsparsifier.step(): median {spent[len(spent) // 2] * 1e6:.0f} us, of which the op {medians['sparsekern kernels alone'] * 1e6:.0f} us")
+    print(
+        f"\nsparsifier.step(): median {spent[len(spent) // 2] * 1e6:.0f} us, of which the op {medians['sparsekern kernels alone'] * 1e6:.0f} us"
+    )

@@ -3,6 +3,7 @@
 A benchmark calls `race(...)` once per shape. Results are checked before anything is timed; a contender whose result is wrong
 is listed as void. Rows and targets are printed at the end of the run, and written as JSON with --benchmark-report FILE.
 """
+
 import json
 import platform
 import shlex
@@ -24,6 +25,7 @@ _tables: list["Table"] = []
 @dataclass
 class Target:
     """`left` / `right` in median time, held against a bound: ("ours", "<=", 1.15, "torch fused SGD")."""
+
     left: str
     sense: str
     bound: float
@@ -31,7 +33,7 @@ class Target:
     measured: float | None = None
 
     def judge(self, medians: dict[str, float]) -> None:
-        """"<=" bounds left / right from above (at most this much of the peer's time); ">=" asks for right / left (times faster)."""
+        """ "<=" bounds left / right from above (at most this much of the peer's time); ">=" asks for right / left (times faster)."""
         if self.left in medians and self.right in medians:
             ratio = medians[self.left] / medians[self.right]
             self.measured = ratio if self.sense == "<=" else 1 / ratio
@@ -82,6 +84,7 @@ def race(request, benchmark, copy_bandwidth):
     nbytes: bytes that must move, one number or {name: number}: gives GB/s and the share of copy bandwidth.
     check: {name: callable() -> None} raising AssertionError when that contender's result is wrong, run before timing.
     """
+
     def run(op, shape, contenders, *, nbytes=None, check=None, targets=(), rounds=None, budget_s=8.0):
         table = Table(op, shape, targets=[Target(*t) for t in targets])
         _tables.append(table)
@@ -113,9 +116,19 @@ def race(request, benchmark, copy_bandwidth):
             moved = nbytes.get(name) if isinstance(nbytes, dict) else nbytes
             rate = moved / medians[name] / 1e9 if moved else None
             low, high = numpy.percentile(times[name], [10, 90])
-            table.rows.append({"name": name, "median_ms": medians[name] * 1e3, "min_ms": min(times[name]) * 1e3, "p10_ms": low * 1e3,
-                               "p90_ms": high * 1e3, "rounds": len(times[name]), "bytes": moved, "gb_per_s": rate,
-                               "share_of_copy": rate / copy_bandwidth if rate else None})
+            table.rows.append(
+                {
+                    "name": name,
+                    "median_ms": medians[name] * 1e3,
+                    "min_ms": min(times[name]) * 1e3,
+                    "p10_ms": low * 1e3,
+                    "p90_ms": high * 1e3,
+                    "rounds": len(times[name]),
+                    "bytes": moved,
+                    "gb_per_s": rate,
+                    "share_of_copy": rate / copy_bandwidth if rate else None,
+                }
+            )
         for target in table.targets:
             target.judge(medians)
         first = next(iter(able), None)
@@ -130,15 +143,32 @@ def race(request, benchmark, copy_bandwidth):
 
 def evidence(bandwidth: float | None) -> dict:
     """What a figure needs beside it: commit, device, versions, command."""
+
     def git(*args):
         answer = subprocess.run(["git", *args], capture_output=True, text=True, cwd=Path(__file__).parent)
         return answer.stdout.strip() or None
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
-               platform.processor()) if Path("/proc/cpuinfo").exists() else platform.processor()
-    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no")), "device": cpu,
-            "threads": torch.get_num_threads(), "isa": native.isa, "python": platform.python_version(), "torch": torch.__version__,
-            "numpy": numpy.__version__, "command": shlex.join(["pytest", *sys.argv[1:]]), "copy_gb_per_s": bandwidth,
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
+
+    cpu = (
+        next(
+            (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
+            platform.processor(),
+        )
+        if Path("/proc/cpuinfo").exists()
+        else platform.processor()
+    )
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "device": cpu,
+        "threads": torch.get_num_threads(),
+        "isa": native.isa,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "command": shlex.join(["pytest", *sys.argv[1:]]),
+        "copy_gb_per_s": bandwidth,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -147,7 +177,8 @@ def pytest_terminal_summary(terminalreporter, config):
     record = evidence(_copy_bandwidth())
     write = terminalreporter.write_line
     terminalreporter.section("races (median ms; interleaved; share of copy bandwidth)")
-    write(f"{record['device']}, {record['threads']} threads, {record['isa']}, torch {record['torch']}, copy {record['copy_gb_per_s']:.1f} GB/s")
+    write(f"{record['device']}, {record['threads']} threads, {record['isa']}, torch {record['torch']}")
+    write(f"copy {record['copy_gb_per_s']:.1f} GB/s")
     for table in _tables:
         write(f"\n{table.op}  {table.shape}")
         for row in table.rows:
@@ -161,5 +192,7 @@ def pytest_terminal_summary(terminalreporter, config):
     path = config.getoption("--benchmark-report")
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(record | {"tables": [asdict(t) | {"verdicts": [str(x) for x in t.targets]} for t in _tables]}, indent=1))
+        Path(path).write_text(
+            json.dumps(record | {"tables": [asdict(t) | {"verdicts": [str(x) for x in t.targets]} for t in _tables]}, indent=1)
+        )
         write(f"\nwritten: {path}")

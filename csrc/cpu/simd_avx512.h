@@ -15,16 +15,14 @@ SK_INLINE F32 load(const c10::BFloat16* at) {
 }
 SK_INLINE void store(c10::BFloat16* at, F32 x) {
   __m512i bits = _mm512_castps_si512(x.v), top = _mm512_srli_epi32(bits, 16);
-  __m512i rounded = _mm512_srli_epi32(
-      _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), _mm512_and_si512(top, _mm512_set1_epi32(1))), 16);
+  __m512i rounded =
+      _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), _mm512_and_si512(top, _mm512_set1_epi32(1))), 16);
   __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
   __m512i result = _mm512_mask_or_epi32(rounded, nan, top, _mm512_set1_epi32(0x40));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm512_cvtepi32_epi16(result));
 }
 SK_INLINE F32 load(const c10::Half* at) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)))}; }
-SK_INLINE void store(c10::Half* at, F32 x) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
-}
+SK_INLINE void store(c10::Half* at, F32 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT)); }
 // Sixteen 16-bit values that only move: their bits stay as they are.
 struct U16 {
   __m256i v;
