@@ -7,15 +7,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BELOW = {                                                   # room -> what it may import of this project
     "triton_kernels": set(),
-    "_native": set(), "_version": set(),
+    "_native": set(), "_version": set(), "_machine": set(),
     "ops": {"_native", "triton_kernels"},
     "nn": {"ops"},
     "sparsity": {"nn", "ops"},
     "algorithms": {"sparsity", "nn", "ops"},
     "testing": {"ops", "_native", "triton_kernels"},
-    "doctor": {"testing", "ops", "_native", "__version__"},         # knows the build and the ops, not what is trained with them
-    "training": {"doctor", "algorithms", "sparsity", "nn", "ops", "_native", "__version__"},
-    "deploy": {"doctor", "algorithms", "sparsity", "nn", "ops", "_native", "__version__"},
+    "doctor": {"testing", "ops", "_native", "_machine", "__version__"},       # knows the build and the ops, not what is trained with them
+    "training": {"algorithms", "sparsity", "nn", "ops", "_native", "_machine", "__version__"},
+    "deploy": {"algorithms", "sparsity", "nn", "ops", "_native", "__version__"},
 }
 FOREIGN = {"triton_kernels": {"torch", "triton"}}           # and of the rest of the world, where that is limited
 
