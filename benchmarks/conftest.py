@@ -52,6 +52,7 @@ class Table:
     shape: str
     rows: list[dict] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def pytest_addoption(parser):
@@ -80,12 +81,13 @@ def copy_bandwidth():
 def race(request, benchmark, copy_bandwidth):
     """race(op, shape, contenders, nbytes=..., check=..., targets=...): see the module docstring.
 
-    contenders: {name: callable}; the first is the one pytest-benchmark also records.
+    contenders: {name: callable}; the first is the one pytest-benchmark also records. One that returns a float has timed itself.
     nbytes: bytes that must move, one number or {name: number}: gives GB/s and the share of copy bandwidth.
     check: {name: callable() -> None} raising AssertionError when that contender's result is wrong, run before timing.
+    notes: callable(medians in seconds) -> lines to print and keep beside the targets.
     """
 
-    def run(op, shape, contenders, *, nbytes=None, check=None, targets=(), rounds=None, budget_s=8.0):
+    def run(op, shape, contenders, *, nbytes=None, check=None, targets=(), notes=None, rounds=None, budget_s=8.0):
         table = Table(op, shape, targets=[Target(*t) for t in targets])
         _tables.append(table)
         void = {}
@@ -103,9 +105,10 @@ def race(request, benchmark, copy_bandwidth):
         for index in range(rounds + 3):
             for name, contender in able.items():
                 start = time.perf_counter()
-                contender()
+                own = contender()
+                seconds = own if isinstance(own, float) else time.perf_counter() - start
                 if index >= 3:
-                    times[name].append(time.perf_counter() - start)
+                    times[name].append(seconds)
             if time.perf_counter() > deadline and index >= 8:
                 break
         medians = {name: float(numpy.median(values)) for name, values in times.items()}
@@ -131,6 +134,7 @@ def race(request, benchmark, copy_bandwidth):
             )
         for target in table.targets:
             target.judge(medians)
+        table.notes = notes(medians) if notes else []
         first = next(iter(able), None)
         benchmark.extra_info.update(op=op, shape=shape, rows=table.rows, targets=[str(t) for t in table.targets])
         if first:
@@ -187,8 +191,8 @@ def pytest_terminal_summary(terminalreporter, config):
                 continue
             rate = f"{row['gb_per_s']:8.1f} GB/s {row['share_of_copy']:6.0%}" if row["gb_per_s"] else ""
             write(f"  {row['name']:44} {row['median_ms']:10.3f}  [{row['p10_ms']:.3f} .. {row['p90_ms']:.3f}] {rate}")
-        for target in table.targets:
-            write(f"  {target}")
+        for line in [*table.targets, *table.notes]:
+            write(f"  {line}")
     path = config.getoption("--benchmark-report")
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
