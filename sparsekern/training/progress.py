@@ -71,8 +71,8 @@ class Lines(Silent):
         if time.monotonic() - self.shown > PLAIN_SECONDS:
             self.shown = time.monotonic()
             now = live()
-            self.say(f"  step {step}/{self.total} loss {now['loss']:.3f} {now['subnet']} accuracy {now['accuracy']:.1%} "
-                     f"left {self._left()}")
+            known = "" if now["accuracy"] is None else f"accuracy {now['accuracy']:.1%} "       # none before the first evaluation
+            self.say(f"  step {step}/{self.total} loss {now['loss']:.3f} {now['subnet']} {known}left {self._left()}")
 
     def epoch(self, row: Mapping) -> None:
         self.shown = time.monotonic()

@@ -25,6 +25,14 @@ def test_lines_outside_a_terminal(capsys, monkeypatch):
     assert said[1].startswith("  step 11/20 loss 1.000 0.9 accuracy 50.0% left")
 
 
+def test_lines_before_the_first_evaluation(capsys, monkeypatch):
+    monkeypatch.setattr(module, "PLAIN_SECONDS", 0.0)
+    with make_progress("plain", total=20, per_epoch=10) as shown:
+        shown.begin(0)
+        shown.step(3, lambda: LIVE | {"accuracy": None})
+    assert capsys.readouterr().out.startswith("  step 3/20 loss 1.000 0.9 left")
+
+
 def test_a_bar_shows_loss_accuracy_and_sparsities(capsys):
     with make_progress("rich", total=20, per_epoch=10) as shown:
         assert type(shown) is Bar
