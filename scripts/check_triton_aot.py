@@ -5,7 +5,6 @@
 What is compiled is each module's table AOT; its format is in triton_kernels/__init__.py. The report is one line per kernel
 and architecture: registers, stack, shared memory, local memory, from cuobjdump -res-usage of the cubin.
 """
-
 import importlib
 import os
 import re
@@ -15,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ.pop("TRITON_INTERPRET", None)  # before triton is imported: its decorator decides
+os.environ.pop("TRITON_INTERPRET", None)                # before triton is imported: its decorator decides
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # what 3.10 changes; launches that need it off say so
 
 import triton  # noqa: E402
@@ -37,9 +36,8 @@ def source(row: dict) -> ASTSource:
     constants = {name for name, kind in signature.items() if kind == "constexpr"}
     if constants != set(row["constexprs"]):
         raise ValueError(f"constexprs: expected values of {sorted(constants)}, got {sorted(row['constexprs'])}")
-    return ASTSource(
-        fn=row["kernel"], signature={name: signature[name] for name in names}, constexprs=row["constexprs"], attrs=row.get("attrs", {})
-    )
+    return ASTSource(fn=row["kernel"], signature={name: signature[name] for name in names}, constexprs=row["constexprs"],
+                     attrs=row.get("attrs", {}))
 
 
 def usage(cubin: bytes, folder: str) -> dict[str, int]:
@@ -57,11 +55,8 @@ def check(module: str, folder: str) -> tuple[int, list[str]]:
     """Compile a module's table; the number of cubins and what is wrong with them."""
     loaded = importlib.import_module(f"sparsekern.triton_kernels.{module}")
     table, faults = getattr(loaded, "AOT", []), []
-    own = {
-        name
-        for name, value in vars(loaded).items()
-        if isinstance(value, JITFunction) and name.endswith("_kernel") and value.fn.__module__ == loaded.__name__
-    }
+    own = {name for name, value in vars(loaded).items()
+           if isinstance(value, JITFunction) and name.endswith("_kernel") and value.fn.__module__ == loaded.__name__}
     listed = {row["kernel"].__name__ for row in table}
     faults += [f"{module}.{name}: not in the module's AOT table" for name in sorted(own - listed)]
     count = 0
@@ -72,7 +67,7 @@ def check(module: str, folder: str) -> tuple[int, list[str]]:
             try:
                 kernel = triton.compile(source(row), target=GPUTarget("cuda", architecture, 32), options=options)
                 found = usage(kernel.asm["cubin"], folder)
-            except Exception as error:  # the report goes on; any kind of failure is a fault of this row
+            except Exception as error:                  # the report goes on; any kind of failure is a fault of this row
                 faults.append(f"{label} sm_{architecture}: {type(error).__name__}: {error}")
                 continue
             count += 1

@@ -1,5 +1,4 @@
 """What tests, benchmarks and the doctor share: the tolerance rule, input makers, shapes of real networks."""
-
 import math
 import os
 from collections.abc import Iterator
@@ -8,18 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-__all__ = [
-    "assert_close",
-    "awkward_shapes",
-    "double",
-    "each_implementation",
-    "random_masks",
-    "resnet50_shapes",
-    "small_convnet",
-    "threads",
-    "tolerance",
-    "toy_batch",
-]
+__all__ = ["assert_close", "awkward_shapes", "double", "each_implementation", "random_masks", "resnet50_shapes", "small_convnet",
+           "threads", "tolerance", "toy_batch"]
 
 # Odd, prime, empty, scalar, one element, not a multiple of 16, 32 or a piece of 32K.
 awkward_shapes = [(0,), (1,), (), (7,), (31,), (32,), (33,), (5, 0, 3), (17, 13), (3, 5, 7, 2), (257,), (32771,), (70001,)]
@@ -42,9 +31,7 @@ def assert_close(actual: Tensor, oracle: Tensor, *, dtype: torch.dtype | None = 
     error = (got - want)[finite].square().mean().sqrt()
     scale = want[finite].square().mean().sqrt()
     bound = tolerance(dtype or actual.dtype, reduction, c)
-    assert error <= bound * max(scale.item(), torch.finfo(dtype or actual.dtype).tiny), (
-        f"relative RMS error {error / scale:.3e} > {bound:.3e}"
-    )
+    assert error <= bound * max(scale.item(), torch.finfo(dtype or actual.dtype).tiny), f"relative RMS error {error / scale:.3e} > {bound:.3e}"
 
 
 def double(value):
@@ -68,8 +55,8 @@ def threads(count: int) -> Iterator[None]:
 def each_implementation(name: str, device: torch.device | str = "cpu") -> list[str]:
     """Names of the implementations of an op that can run on `device` here (Triton on the CPU runs in its interpreter)."""
 
-    from sparsekern.ops import implementations
 
+    from sparsekern.ops import implementations
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     on_gpu = torch.device(device).type == "cuda"
     able = {"reference": True, "cpu": not on_gpu, "cuda": on_gpu, "triton": on_gpu or interpreted}
@@ -98,20 +85,9 @@ def resnet50_shapes() -> list[tuple[int, ...]]:
 def small_convnet(classes: int = 4) -> torch.nn.Sequential:
     """Two convolutions with batch norm, a third inside, and a linear layer: every kind of layer the engine treats differently."""
     nn = torch.nn
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1, bias=False),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Conv2d(8, 16, 3, stride=2, bias=False),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        nn.Conv2d(16, 16, 1),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(64, classes),
-    )
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, bias=False),
+                         nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
+                         nn.Flatten(), nn.Linear(64, classes))
 
 
 def toy_batch(step: int, size: int = 32, classes: int = 4) -> tuple[Tensor, Tensor]:

@@ -48,8 +48,8 @@ def test_host_tensors_on_the_cuda_key_are_refused():
 
 
 def test_empty_lists_need_no_device():
-    on_cuda_key("masked_sgd_", [], [], [], [], **SCALARS)
-    on_cuda_key("packed_sgd_", [], [], [], [], **SCALARS)
+    assert on_cuda_key("masked_sgd_", [], [], [], [], **SCALARS) is None
+    assert on_cuda_key("packed_sgd_", [], [], [], [], **SCALARS) is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

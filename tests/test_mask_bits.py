@@ -1,5 +1,4 @@
 """pack_mask, unpack_mask and mask_stats: bits in the documented places, counts that are exact."""
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,7 +21,6 @@ def random_mask(shape, density=0.4):
 
 # ---- worked examples ----
 
-
 @pytest.mark.parametrize("name", each_implementation("pack_mask"))
 def test_worked_example_pack(name):
     # Elements 0, 1, 31 of the first word and 33 (bit 1 of the second): 2^0 + 2^1 - 2^31, and 2.
@@ -44,13 +42,10 @@ def test_worked_example_stats(name):
     a, b = torch.tensor([True, True, True, False, False]), torch.tensor([False, False, True, True, False])
     assert call("mask_stats", name, [a], [b]).tolist() == [[3, 2, 1, 3]]
     assert call("mask_stats", name, [a, b]).tolist() == [[3, 0, 0, 0], [2, 0, 0, 0]]
-    assert call("mask_stats", name, [torch.tensor([7], dtype=torch.int32)], [torch.tensor([12], dtype=torch.int32)]).tolist() == [
-        [3, 2, 1, 3]
-    ]
+    assert call("mask_stats", name, [torch.tensor([7], dtype=torch.int32)], [torch.tensor([12], dtype=torch.int32)]).tolist() == [[3, 2, 1, 3]]
 
 
 # ---- agreement ----
-
 
 def check_against_reference(name):
     for shape in SHAPES:
@@ -112,7 +107,6 @@ def test_many_pieces_and_threads():
 
 # ---- properties ----
 
-
 @given(st.lists(st.booleans(), max_size=300), st.sampled_from(each_implementation("pack_mask")))
 @settings(max_examples=80, deadline=None)
 def test_unpack_pack_is_the_identity(values, name):
@@ -137,7 +131,6 @@ def test_counts_add_up(n, seed):
 
 
 # ---- citizenship ----
-
 
 def test_opcheck():
     mask = random_mask((5, 9))
@@ -166,19 +159,16 @@ WORDS = torch.zeros(2, dtype=torch.int32)
 
 
 @pytest.mark.parametrize("name", each_implementation("pack_mask"))
-@pytest.mark.parametrize(
-    "op, args, error, words",
-    [
-        ("pack_mask", (torch.ones(3),), TypeError, "pack_mask: mask: expected bool, got"),
-        ("unpack_mask", (torch.zeros(2), [40]), TypeError, "unpack_mask: bits: expected int32 words, got"),
-        ("unpack_mask", (WORDS, [65]), ValueError, r"unpack_mask: bits: expected \[3\] words for shape \[65\] \(65 elements\), got \[2\]"),
-        ("unpack_mask", (WORDS, [32]), ValueError, r"expected \[1\] words"),
-        ("mask_stats", ([WORDS], []), ValueError, "mask_stats: b: expected a list of 1 tensors like the first list, got 0"),
-        ("mask_stats", ([torch.ones(3)],), TypeError, r"mask_stats: a\[0\]: expected a bool mask or packed int32 words, got"),
-        ("mask_stats", ([WORDS], [WORDS.bool()]), TypeError, r"mask_stats: b\[0\]: expected .* like a\[0\], got .* pack or unpack"),
-        ("mask_stats", ([WORDS], [WORDS[:1]]), ValueError, r"mask_stats: b\[0\]: expected shape \[2\], got \[1\]"),
-    ],
-)
+@pytest.mark.parametrize("op, args, error, words", [
+    ("pack_mask", (torch.ones(3),), TypeError, "pack_mask: mask: expected bool, got"),
+    ("unpack_mask", (torch.zeros(2), [40]), TypeError, "unpack_mask: bits: expected int32 words, got"),
+    ("unpack_mask", (WORDS, [65]), ValueError, r"unpack_mask: bits: expected \[3\] words for shape \[65\] \(65 elements\), got \[2\]"),
+    ("unpack_mask", (WORDS, [32]), ValueError, r"expected \[1\] words"),
+    ("mask_stats", ([WORDS], []), ValueError, "mask_stats: b: expected a list of 1 tensors like the first list, got 0"),
+    ("mask_stats", ([torch.ones(3)],), TypeError, r"mask_stats: a\[0\]: expected a bool mask or packed int32 words, got"),
+    ("mask_stats", ([WORDS], [WORDS.bool()]), TypeError, r"mask_stats: b\[0\]: expected .* like a\[0\], got .* pack or unpack"),
+    ("mask_stats", ([WORDS], [WORDS[:1]]), ValueError, r"mask_stats: b\[0\]: expected shape \[2\], got \[1\]"),
+])
 def test_misuse(name, op, args, error, words):
     with pytest.raises(error, match=words):
         call(op, name, *args)

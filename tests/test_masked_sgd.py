@@ -1,5 +1,4 @@
 """masked_sgd_ and packed_sgd_: torch's SGD inside a mask, the same bits outside."""
-
 import math
 
 import pytest
@@ -12,24 +11,11 @@ from sparsekern._native import native
 from sparsekern.testing import assert_close, awkward_shapes, double, each_implementation, random_masks, threads
 
 SCALARS = {"weight_decay": 0.01, "momentum": 0.9, "lr": 0.1, "dampening": 0.0, "nesterov": False, "maximize": False, "is_first_step": False}
-VARIANTS = [
-    {},
-    {"nesterov": True},
-    {"maximize": True, "dampening": 0.3},
-    {"is_first_step": True, "dampening": 0.5},
-    {"momentum": 0.0},
-    {"outside": "zero"},
-    {"invert": True},
-    {"outside": "zero", "invert": True},
-]
-PAIRS = [
-    (torch.float32, torch.float32),
-    (torch.float32, torch.bfloat16),
-    (torch.float32, torch.float16),
-    (torch.bfloat16, torch.bfloat16),
-    (torch.float16, torch.float16),
-    (torch.float64, torch.float64),
-]
+PLAIN = SCALARS | {"momentum": 0.0, "weight_decay": 0.0}
+VARIANTS = [{}, {"nesterov": True}, {"maximize": True, "dampening": 0.3}, {"is_first_step": True, "dampening": 0.5}, {"momentum": 0.0},
+            {"outside": "zero"}, {"invert": True}, {"outside": "zero", "invert": True}]
+PAIRS = [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.float32, torch.float16), (torch.bfloat16, torch.bfloat16),
+         (torch.float16, torch.float16), (torch.float64, torch.float64)]
 NONE = torch.empty(0, dtype=torch.bool)
 
 
@@ -46,19 +32,11 @@ def call(name, *args, op="masked_sgd_", **kwargs):
 
 # ---- worked examples ----
 
-
 @pytest.mark.parametrize("name", each_implementation("masked_sgd_"))
 def test_worked_example_plain(name):
     # 1 - 0.5 * 2 = 0 inside; the second element is hidden and keeps its value.
     param = torch.tensor([1.0, 1.0])
-    call(
-        name,
-        [param],
-        [torch.tensor([2.0, 2.0])],
-        [],
-        [torch.tensor([True, False])],
-        **SCALARS | {"lr": 0.5, "momentum": 0.0, "weight_decay": 0.0},
-    )
+    call(name, [param], [torch.tensor([2.0, 2.0])], [], [torch.tensor([True, False])], **PLAIN | {"lr": 0.5})
     assert param.tolist() == [0.0, 1.0]
 
 
@@ -66,15 +44,8 @@ def test_worked_example_plain(name):
 def test_worked_example_momentum_decay_zero(name):
     # d = 1 + 0.5 * 2 = 2; v = 0.5 * 4 + 2 = 4; p = 2 - 0.25 * 4 = 1. The hidden one loses value and momentum.
     param, buffer = torch.tensor([2.0, 2.0]), torch.tensor([4.0, 4.0])
-    call(
-        name,
-        [param],
-        [torch.tensor([1.0, math.nan])],
-        [buffer],
-        [torch.tensor([True, False])],
-        **SCALARS | {"lr": 0.25, "momentum": 0.5, "weight_decay": 0.5},
-        outside="zero",
-    )
+    call(name, [param], [torch.tensor([1.0, math.nan])], [buffer], [torch.tensor([True, False])],
+         **SCALARS | {"lr": 0.25, "momentum": 0.5, "weight_decay": 0.5}, outside="zero")
     assert param.tolist() == [1.0, 0.0] and buffer.tolist() == [4.0, 0.0]
     assert math.copysign(1, param[1].item()) == 1 and math.copysign(1, buffer[1].item()) == 1
 
@@ -83,34 +54,19 @@ def test_worked_example_momentum_decay_zero(name):
 def test_worked_example_packed_mask(name):
     # Bits 0 and 33 are on: words 1 and 2.
     param = torch.zeros(40)
-    call(
-        name,
-        [param],
-        [torch.ones(40)],
-        [],
-        [torch.tensor([1, 2], dtype=torch.int32)],
-        **SCALARS | {"lr": 1.0, "momentum": 0.0, "weight_decay": 0.0},
-    )
+    call(name, [param], [torch.ones(40)], [], [torch.tensor([1, 2], dtype=torch.int32)], **PLAIN | {"lr": 1.0})
     assert param.nonzero().flatten().tolist() == [0, 33] and param[0] == -1
 
 
 @pytest.mark.parametrize("name", each_implementation("packed_sgd_"))
 def test_worked_example_gather(name):
     value = torch.tensor([1.0, 1.0])
-    call(
-        name,
-        [value],
-        [torch.tensor([[0.0, 10.0], [20.0, 0.0]])],
-        [],
-        [torch.tensor([1, 2], dtype=torch.int32)],
-        op="packed_sgd_",
-        **SCALARS | {"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0},
-    )
+    call(name, [value], [torch.tensor([[0.0, 10.0], [20.0, 0.0]])], [], [torch.tensor([1, 2], dtype=torch.int32)], op="packed_sgd_",
+         **PLAIN | {"lr": 0.1})
     assert value.tolist() == [0.0, -1.0]
 
 
 # ---- agreement ----
-
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda p: f"{p[0]}-{p[1]}".replace("torch.", ""))
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
@@ -136,9 +92,7 @@ def test_matches_torch_sgd():
         for p, g in zip(theirs, grads):
             p.grad = g * (step + 1)
         optimizer.step()
-        ops.masked_sgd_(
-            params, [g * (step + 1) for g in grads], buffers, [None, None], lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True
-        )
+        ops.masked_sgd_(params, [g * (step + 1) for g in grads], buffers, [None, None], lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True)
     for ours, other in zip(params, theirs):
         torch.testing.assert_close(ours, other.detach(), rtol=1.3e-6, atol=1e-7)
 
@@ -198,7 +152,6 @@ def test_tensor_lr_and_gradient_scaler():
 
 # ---- properties ----
 
-
 @given(st.integers(0, 200), st.floats(0, 1), st.sampled_from(["keep", "zero"]), st.booleans(), st.integers(0, 2**31))
 @settings(max_examples=60, deadline=None)
 def test_outside_is_never_touched(n, density, outside, packed, seed):
@@ -240,15 +193,11 @@ def test_is_clean():
 
 # ---- citizenship ----
 
-
 def test_opcheck():
     params, grads, buffers = make([(5, 3), (4,)])
     torch.library.opcheck(torch.ops.sparsekern.masked_sgd_.default, (params, grads, buffers, [torch.rand(5, 3) < 0.5, NONE]), SCALARS)
-    torch.library.opcheck(
-        torch.ops.sparsekern.masked_sgd_.tensor_lr,
-        (params, grads, buffers, [torch.rand(5, 3) < 0.5, NONE]),
-        SCALARS | {"lr": torch.tensor(0.1)},
-    )
+    torch.library.opcheck(torch.ops.sparsekern.masked_sgd_.tensor_lr, (params, grads, buffers, [torch.rand(5, 3) < 0.5, NONE]),
+                          SCALARS | {"lr": torch.tensor(0.1)})
     torch.library.opcheck(torch.ops.sparsekern.packed_sgd_, ([params[1]], [grads[0]], [buffers[1]], [torch.tensor([0, 3, 5, 6])]), SCALARS)
 
 
@@ -266,25 +215,17 @@ def test_compiles_whole():
 
 # ---- misuse ----
 
-
-@pytest.mark.parametrize(
-    "change, error, words",
-    [
-        ({"grads": []}, ValueError, r"masked_sgd_: grads: expected a list of 1 .* got 0"),
-        ({"grads": [torch.ones(3)]}, ValueError, r"grads\[0\]: expected shape \[4\], got \[3\]"),
-        ({"masks": [torch.ones(3, dtype=torch.bool)]}, ValueError, r"masks\[0\]: expected a bool mask of shape \[4\], got \[3\]"),
-        ({"masks": [torch.ones(2, dtype=torch.int32)]}, ValueError, r"masks\[0\]: expected 1 contiguous int32 words"),
-        ({"masks": [torch.ones(4)]}, TypeError, r"masks\[0\]: expected a bool mask"),
-        ({"params": [torch.ones(8)[::2]]}, ValueError, r"params\[0\]: expected a dense tensor"),
-        (
-            {"params": [torch.ones(4, dtype=torch.int64)], "grads": [torch.ones(4, dtype=torch.int64)]},
-            TypeError,
-            r"unsupported pair of dtypes",
-        ),
-        ({"grads": [torch.ones(4, dtype=torch.float64)]}, TypeError, r"param Float with grad Double"),
-        ({"outside": "drop"}, ValueError, r'outside: expected "keep" or "zero", got'),
-    ],
-)
+@pytest.mark.parametrize("change, error, words", [
+    ({"grads": []}, ValueError, r"masked_sgd_: grads: expected a list of 1 .* got 0"),
+    ({"grads": [torch.ones(3)]}, ValueError, r"grads\[0\]: expected shape \[4\], got \[3\]"),
+    ({"masks": [torch.ones(3, dtype=torch.bool)]}, ValueError, r"masks\[0\]: expected a bool mask of shape \[4\], got \[3\]"),
+    ({"masks": [torch.ones(2, dtype=torch.int32)]}, ValueError, r"masks\[0\]: expected 1 contiguous int32 words"),
+    ({"masks": [torch.ones(4)]}, TypeError, r"masks\[0\]: expected a bool mask"),
+    ({"params": [torch.ones(8)[::2]]}, ValueError, r"params\[0\]: expected a dense tensor"),
+    ({"params": [torch.ones(4, dtype=torch.int64)], "grads": [torch.ones(4, dtype=torch.int64)]}, TypeError, r"unsupported pair of dtypes"),
+    ({"grads": [torch.ones(4, dtype=torch.float64)]}, TypeError, r"param Float with grad Double"),
+    ({"outside": "drop"}, ValueError, r'outside: expected "keep" or "zero", got'),
+])
 def test_misuse(change, error, words):
     arguments = {"params": [torch.ones(4)], "grads": [torch.ones(4)], "momentum_buffers": [], "masks": [None]} | change
     if not native.available and "dtypes" in words + str(error):

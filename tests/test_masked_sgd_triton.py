@@ -1,5 +1,4 @@
 """The Triton launchers of masked_sgd_ and packed_sgd_ against the reference in float64, and against the other kernels' promises."""
-
 import math
 
 import pytest
@@ -11,23 +10,10 @@ from sparsekern.testing import assert_close, double, each_implementation, random
 pytestmark = pytest.mark.skipif("triton" not in each_implementation("masked_sgd_"), reason="Triton runs on a GPU or in its interpreter")
 
 SCALARS = {"weight_decay": 0.01, "momentum": 0.9, "lr": 0.1, "dampening": 0.0, "nesterov": False, "maximize": False, "is_first_step": False}
-VARIANTS = [
-    {},
-    {"nesterov": True, "maximize": True},
-    {"dampening": 0.3},
-    {"is_first_step": True, "dampening": 0.5},
-    {"momentum": 0.0, "weight_decay": 0.0},
-    {"outside": "zero"},
-    {"invert": True},
-    {"outside": "zero", "invert": True},
-]
-PAIRS = [
-    (torch.float32, torch.float32),
-    (torch.float32, torch.bfloat16),
-    (torch.float32, torch.float16),
-    (torch.bfloat16, torch.bfloat16),
-    (torch.float16, torch.float16),
-]
+VARIANTS = [{}, {"nesterov": True, "maximize": True}, {"dampening": 0.3}, {"is_first_step": True, "dampening": 0.5},
+            {"momentum": 0.0, "weight_decay": 0.0}, {"outside": "zero"}, {"invert": True}, {"outside": "zero", "invert": True}]
+PAIRS = [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.float32, torch.float16), (torch.bfloat16, torch.bfloat16),
+         (torch.float16, torch.float16)]
 SHAPES = [(0,), (), (1,), (31,), (5, 0, 3), (17, 13), (2049,)]
 NONE = torch.empty(0, dtype=torch.bool)
 
@@ -46,7 +32,6 @@ def in_form(form, masks):
 
 # ---- agreement ----
 
-
 def check(pair, variant, form):
     params, grads, buffers = make(SHAPES, *pair)
     masks = in_form(form, random_masks(params, 0.3))
@@ -54,7 +39,7 @@ def check(pair, variant, form):
     scalars = SCALARS | variant
     ops.implementations("masked_sgd_")["reference"](want_p, double(grads), want_v, masks, **scalars)
     launch(params, grads, buffers, masks, **scalars)
-    for got, want in ((params, want_p), (buffers, want_v)):  # together: one element alone may cancel to any relative error
+    for got, want in ((params, want_p), (buffers, want_v)):             # together: one element alone may cancel to any relative error
         assert_close(*(torch.cat([t.flatten() for t in tensors]) for tensors in (got, want)))
 
 
@@ -125,7 +110,6 @@ def test_gradient_scaler_and_tensor_lr():
 
 # ---- properties ----
 
-
 @pytest.mark.parametrize("outside", ["keep", "zero"])
 @pytest.mark.parametrize("form", ["bool", "bits"])
 def test_nothing_hidden_is_touched_or_read(form, outside):
@@ -141,42 +125,21 @@ def test_nothing_hidden_is_touched_or_read(form, outside):
 
 # ---- misuse ----
 
-
-@pytest.mark.parametrize(
-    "change, error, words",
-    [
-        ({"grads": []}, ValueError, r"masked_sgd_: grads: expected a list of 1 .* got 0"),
-        ({"grads": [torch.ones(3)]}, ValueError, r"grads\[0\]: expected shape \[4\], got \[3\]"),
-        ({"masks": [torch.ones(3, dtype=torch.bool)]}, ValueError, r"masks\[0\]: expected a bool mask of shape \[4\], got \[3\]"),
-        ({"masks": [torch.ones(2, dtype=torch.int32)]}, ValueError, r"masks\[0\]: expected 1 contiguous int32 words"),
-        ({"masks": [torch.ones(4)]}, TypeError, r"masks\[0\]: expected a bool mask"),
-        ({"params": [torch.ones(8)[::2]]}, ValueError, r"params\[0\]: expected a dense tensor"),
-        (
-            {"params": [torch.ones(2, 2).t()], "grads": [torch.ones(2, 2)], "masks": [torch.ones(1, dtype=torch.int32)]},
-            ValueError,
-            "row-major",
-        ),
-        (
-            {"grads": [torch.ones(4, dtype=torch.float64)]},
-            TypeError,
-            r"unsupported pair of dtypes: param torch.float32 with grad torch.float64",
-        ),
-        ({"outside": "drop"}, ValueError, r'outside: expected "keep" or "zero", got'),
-        ({"momentum": 0.9}, ValueError, r"momentum_buffers: expected a list of 1"),
-        (
-            {"momentum": 0.9, "momentum_buffers": [torch.ones(4, dtype=torch.float16)]},
-            TypeError,
-            r"momentum_buffers\[0\]: expected torch.float32",
-        ),
-    ],
-)
+@pytest.mark.parametrize("change, error, words", [
+    ({"grads": []}, ValueError, r"masked_sgd_: grads: expected a list of 1 .* got 0"),
+    ({"grads": [torch.ones(3)]}, ValueError, r"grads\[0\]: expected shape \[4\], got \[3\]"),
+    ({"masks": [torch.ones(3, dtype=torch.bool)]}, ValueError, r"masks\[0\]: expected a bool mask of shape \[4\], got \[3\]"),
+    ({"masks": [torch.ones(2, dtype=torch.int32)]}, ValueError, r"masks\[0\]: expected 1 contiguous int32 words"),
+    ({"masks": [torch.ones(4)]}, TypeError, r"masks\[0\]: expected a bool mask"),
+    ({"params": [torch.ones(8)[::2]]}, ValueError, r"params\[0\]: expected a dense tensor"),
+    ({"params": [torch.ones(2, 2).t()], "grads": [torch.ones(2, 2)], "masks": [torch.ones(1, dtype=torch.int32)]}, ValueError, "row-major"),
+    ({"grads": [torch.ones(4, dtype=torch.float64)]}, TypeError, r"unsupported pair of dtypes: param torch.float32 with grad torch.float64"),
+    ({"outside": "drop"}, ValueError, r'outside: expected "keep" or "zero", got'),
+    ({"momentum": 0.9}, ValueError, r"momentum_buffers: expected a list of 1"),
+    ({"momentum": 0.9, "momentum_buffers": [torch.ones(4, dtype=torch.float16)]}, TypeError, r"momentum_buffers\[0\]: expected torch.float32"),
+])
 def test_misuse(change, error, words):
-    arguments = (
-        {"params": [torch.ones(4)], "grads": [torch.ones(4)], "momentum_buffers": [], "masks": [NONE]}
-        | SCALARS
-        | {"momentum": 0.0}
-        | change
-    )
+    arguments = {"params": [torch.ones(4)], "grads": [torch.ones(4)], "momentum_buffers": [], "masks": [NONE]} | SCALARS | {"momentum": 0.0} | change
     lists = [arguments.pop(key) for key in ("params", "grads", "momentum_buffers", "masks")]
     with pytest.raises(error, match=words):
         launch(*lists, **arguments)
@@ -184,10 +147,7 @@ def test_misuse(change, error, words):
 
 def test_packed_misuse():
     scalars = SCALARS | {"momentum": 0.0}
-    for indices, words in (
-        ([None], "expected a packed gradient of 2 values, got 4"),
-        ([torch.zeros(3, dtype=torch.int32)], "one index per value"),
-    ):
+    for indices, words in (([None], "expected a packed gradient of 2 values, got 4"), ([torch.zeros(3, dtype=torch.int32)], "one index per value")):
         with pytest.raises(ValueError, match=words):
             launch([torch.ones(2)], [torch.ones(4)], [], indices, op="packed_sgd_", **scalars)
     with pytest.raises(TypeError, match="expected int32 or int64"):

@@ -1,5 +1,4 @@
 """masked_weight: selection forward, a masked or dense gradient backward, no NaN from what is hidden."""
-
 import math
 import os
 
@@ -40,7 +39,6 @@ def assert_same(got, want, name, rounded=False):
 
 # ---- worked examples ----
 
-
 @pytest.mark.parametrize("name", each_implementation("masked_weight"))
 def test_worked_example_selection(name):
     weight = torch.tensor([1.5, -2.0, math.nan, -math.inf, 3.0])
@@ -60,19 +58,13 @@ def test_worked_example_gradients():
     weight = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
     mask, other = torch.tensor([True, False, True]), torch.tensor([False, True, True])
     incoming = torch.tensor([10.0, 20.0, 30.0])
-    for arguments, want in (
-        ({}, [10, 0, 30]),
-        ({"grad_mask": other}, [0, 20, 30]),
-        ({"dense_grad": True}, [10, 20, 30]),
-        ({"grad_mask": NONE}, [10, 20, 30]),
-        ({"grad_mask": ops.pack_mask(other)}, [0, 20, 30]),
-    ):
+    for arguments, want in (({}, [10, 0, 30]), ({"grad_mask": other}, [0, 20, 30]), ({"dense_grad": True}, [10, 20, 30]),
+                            ({"grad_mask": NONE}, [10, 20, 30]), ({"grad_mask": ops.pack_mask(other)}, [0, 20, 30])):
         (grad,) = torch.autograd.grad(masked_weight(weight, mask, **arguments), weight, incoming)
         assert grad.tolist() == want
 
 
 # ---- agreement ----
-
 
 def check_forward(name, source, target, form):
     for shape in awkward_shapes:
@@ -92,12 +84,8 @@ def test_cpu_agrees(isa, source, form):
 @pytest.mark.parametrize("name", [n for n in each_implementation("masked_weight") if n != "cpu"])
 @pytest.mark.parametrize("form", ["bool", "bits", "none"])
 def test_agrees(name, form):
-    for source, target in [(t, None) for t in TYPES] + [
-        (torch.float32, torch.bfloat16),
-        (torch.float32, torch.float16),
-        (torch.bfloat16, torch.float32),
-        (torch.float64, torch.float16),
-    ]:
+    for source, target in [(t, None) for t in TYPES] + [(torch.float32, torch.bfloat16), (torch.float32, torch.float16),
+                                                        (torch.bfloat16, torch.float32), (torch.float64, torch.float16)]:
         check_forward(name, source, target, form)
 
 
@@ -105,17 +93,8 @@ def test_agrees(name, form):
 def test_strides_are_kept(name):
     weight = torch.randn(4, 3, 5, 7)
     mask = torch.rand(4, 3, 5, 7) < 0.5
-    for view in (
-        weight.to(memory_format=torch.channels_last),
-        weight.permute(2, 0, 3, 1),
-        weight[::2, :, 1:],
-        weight[:, :1].expand(4, 3, 5, 7),
-    ):
-        its = (
-            mask.permute(2, 0, 3, 1)
-            if view.shape != mask.shape and view.numel() == mask.numel()
-            else mask[: view.shape[0], :, : view.shape[2]]
-        )
+    for view in (weight.to(memory_format=torch.channels_last), weight.permute(2, 0, 3, 1), weight[::2, :, 1:], weight[:, :1].expand(4, 3, 5, 7)):
+        its = mask.permute(2, 0, 3, 1) if view.shape != mask.shape and view.numel() == mask.numel() else mask[:view.shape[0], :, :view.shape[2]]
         for form in (its, its.contiguous(), NONE):
             want = torch.empty_like(view).copy_(torch.where(its, view, 0.0) if form.numel() else view)
             assert_same(call(name, view, form), want, name)
@@ -150,7 +129,6 @@ def test_kept_nan_keeps_its_payload(isa, dtype):
 
 # ---- properties ----
 
-
 @given(st.integers(1, 200), st.floats(0, 1), st.booleans(), st.sampled_from(TYPES), st.integers(0, 2**31))
 @settings(max_examples=60, deadline=None)
 def test_hidden_values_never_show(n, density, packed, dtype, seed):
@@ -168,7 +146,6 @@ def test_hidden_values_never_show(n, density, packed, dtype, seed):
 
 
 # ---- gradients ----
-
 
 @pytest.mark.parametrize("arguments", [{}, {"grad_mask": "other"}], ids=str)
 def test_gradcheck(arguments):
@@ -188,7 +165,7 @@ def test_gradcheck_list():
     weights = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((4, 3), (5,), (0,))]
     masks = [torch.rand(4, 3) < 0.5, None, NONE]
     assert torch.autograd.gradcheck(lambda *w: tuple(masked_weight(w, masks)), weights)
-    assert torch.autograd.gradgradcheck(lambda *w: tuple(t**3 for t in masked_weight(w, masks)), weights)
+    assert torch.autograd.gradgradcheck(lambda *w: tuple(t ** 3 for t in masked_weight(w, masks)), weights)
 
 
 def test_dense_gradient_is_the_incoming_tensor():
@@ -208,13 +185,8 @@ def test_gradient_has_the_weights_dtype():
 
 def test_list_gradients_with_gaps():
     # Mixed dtypes, one weight without a gradient, one output unused, one dense entry.
-    weights = [
-        torch.randn(9, requires_grad=True),
-        torch.randn(5),
-        torch.randn(7, dtype=torch.bfloat16, requires_grad=True),
-        torch.randn(3, requires_grad=True),
-        torch.randn(4, requires_grad=True),
-    ]
+    weights = [torch.randn(9, requires_grad=True), torch.randn(5), torch.randn(7, dtype=torch.bfloat16, requires_grad=True),
+               torch.randn(3, requires_grad=True), torch.randn(4, requires_grad=True)]
     masks = random_masks(weights, 0.5)
     masks[4] = None
     out = masked_weight(weights, masks, dtype=torch.float32)
@@ -258,11 +230,8 @@ def test_dense_is_the_weight_itself():
 
 # ---- citizenship ----
 
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # opcheck looks at its own copies
-@pytest.mark.parametrize(
-    "arguments", [{}, {"dense_grad": True, "dtype": torch.bfloat16}, {"grad_mask": torch.ones(5, 3, dtype=torch.bool)}], ids=str
-)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")      # opcheck looks at its own copies
+@pytest.mark.parametrize("arguments", [{}, {"dense_grad": True, "dtype": torch.bfloat16}, {"grad_mask": torch.ones(5, 3, dtype=torch.bool)}], ids=str)
 def test_opcheck(arguments):
     weight, mask = torch.randn(5, 3, requires_grad=True), torch.rand(5, 3) < 0.5
     torch.library.opcheck(torch.ops.sparsekern.masked_weight.default, (weight, mask), arguments)
@@ -273,11 +242,7 @@ def test_opcheck(arguments):
 def test_compiles_whole():
     def loss(weight, other, mask, x):
         effective, second = masked_weight([weight, other], [mask, None], dtype=torch.float32)
-        return (
-            (x @ masked_weight(effective, mask, grad_mask=~mask).t()).square().sum()
-            + second.sum()
-            + (x @ masked_weight(weight, mask).t()).sum()
-        )
+        return (x @ masked_weight(effective, mask, grad_mask=~mask).t()).square().sum() + second.sum() + (x @ masked_weight(weight, mask).t()).sum()
 
     arguments = torch.randn(4, 3, requires_grad=True), torch.randn(4, requires_grad=True), torch.rand(4, 3) < 0.5, torch.randn(2, 3)
     results = []
@@ -290,30 +255,14 @@ def test_compiles_whole():
 
 # ---- misuse ----
 
-
-@pytest.mark.parametrize(
-    "weight, mask, arguments, error, words",
-    [
-        (
-            torch.ones(4),
-            torch.ones(3, dtype=torch.bool),
-            {},
-            ValueError,
-            r"masked_weight: masks\[0\]: expected a bool mask of shape \[4\], got \[3\]",
-        ),
-        (torch.ones(4), torch.ones(2, dtype=torch.int32), {}, ValueError, "expected 1 contiguous int32 words for 4 elements"),
-        (torch.ones(4), torch.ones(4), {}, TypeError, "expected a bool mask, packed int32 words or an empty tensor"),
-        (torch.ones(4, 4).t()[:2], torch.ones(1, dtype=torch.int32), {}, ValueError, "a packed mask goes with a row-major tensor"),
-        (
-            torch.ones(4, dtype=torch.int64),
-            torch.ones(4, dtype=torch.bool),
-            {},
-            TypeError,
-            "weights: expected float32, bfloat16, float16 or float64",
-        ),
-        (torch.ones(4), torch.ones(4, dtype=torch.bool), {"dtype": torch.int32}, TypeError, "dtype: expected float32"),
-    ],
-)
+@pytest.mark.parametrize("weight, mask, arguments, error, words", [
+    (torch.ones(4), torch.ones(3, dtype=torch.bool), {}, ValueError, r"masked_weight: masks\[0\]: expected a bool mask of shape \[4\], got \[3\]"),
+    (torch.ones(4), torch.ones(2, dtype=torch.int32), {}, ValueError, "expected 1 contiguous int32 words for 4 elements"),
+    (torch.ones(4), torch.ones(4), {}, TypeError, "expected a bool mask, packed int32 words or an empty tensor"),
+    (torch.ones(4, 4).t()[:2], torch.ones(1, dtype=torch.int32), {}, ValueError, "a packed mask goes with a row-major tensor"),
+    (torch.ones(4, dtype=torch.int64), torch.ones(4, dtype=torch.bool), {}, TypeError, "weights: expected float32, bfloat16, float16 or float64"),
+    (torch.ones(4), torch.ones(4, dtype=torch.bool), {"dtype": torch.int32}, TypeError, "dtype: expected float32"),
+])
 @pytest.mark.parametrize("name", each_implementation("masked_weight"))
 def test_misuse(name, weight, mask, arguments, error, words):
     with pytest.raises(error, match=words):

@@ -1,11 +1,10 @@
 """pack_mask, unpack_mask and mask_stats. Bytes: 1 + 1/8 per element to pack or unpack, 1 or 1/8 per element and mask to count."""
-
 import torch
 import triton
 import triton.language as tl
 
-WORDS = 256  # words of a program: 8,192 elements
-BLOCK = 4096  # elements of an unpacking program, bytes or words of a counting one
+WORDS = 256             # words of a program: 8,192 elements
+BLOCK = 4096            # elements of an unpacking program, bytes or words of a counting one
 
 
 @triton.jit
@@ -13,9 +12,9 @@ def pack_mask_kernel(mask, bits, numel, WORDS: tl.constexpr):
     # bits[w] = sum over k of mask[32 w + k] << k. One program owns WORDS words; a row of 32 bytes becomes one word.
     word = tl.program_id(0).to(tl.int64) * WORDS + tl.arange(0, WORDS)
     place = tl.arange(0, 32)
-    element = word[:, None] * 32 + place[None, :]  # [WORDS, 32]
+    element = word[:, None] * 32 + place[None, :]                       # [WORDS, 32]
     on = tl.load(mask + element, mask=element < numel, other=0) != 0
-    packed = tl.sum(on.to(tl.int32) << place[None, :], axis=1)  # distinct bits: a sum without carries, in [-2^31, 2^31)
+    packed = tl.sum(on.to(tl.int32) << place[None, :], axis=1)          # distinct bits: a sum without carries, in [-2^31, 2^31)
     tl.store(bits + word, packed, mask=word * 32 < numel)
 
 
@@ -81,9 +80,8 @@ def unpack_mask(bits, shape):
     if bits.dtype != torch.int32:
         raise TypeError(f"unpack_mask: bits: expected int32 words, got {bits.dtype}")
     if bits.shape != ((numel + 31) // 32,):
-        raise ValueError(
-            f"unpack_mask: bits: expected [{(numel + 31) // 32}] words for shape {list(shape)} ({numel} elements), got {list(bits.shape)}"
-        )
+        raise ValueError(f"unpack_mask: bits: expected [{(numel + 31) // 32}] words for shape {list(shape)} ({numel} elements), "
+                         f"got {list(bits.shape)}")
     mask = bits.new_empty(shape, dtype=torch.bool)
     if numel:
         with torch.cuda.device_of(bits):
@@ -110,39 +108,19 @@ def mask_stats(a, b=None):
         packed = one.dtype == torch.int32
         one, two = (mask.contiguous() if packed else mask.contiguous().view(torch.uint8) for mask in (one, two))
         with torch.cuda.device_of(one):
-            mask_stats_kernel[(triton.cdiv(one.numel(), BLOCK),)](
-                one, two, row, one.numel(), PACKED=packed, HAS_B=b is not None, BLOCK=BLOCK
-            )
+            mask_stats_kernel[(triton.cdiv(one.numel(), BLOCK),)](one, two, row, one.numel(), PACKED=packed, HAS_B=b is not None, BLOCK=BLOCK)
     return stats
 
 
 _ALIGNED = [["tt.divisibility", 16]]
 _STATS = {"a": "*i32", "b": "*i32", "stats": "*i64", "numel": "i32", "PACKED": "constexpr", "HAS_B": "constexpr", "BLOCK": "constexpr"}
 AOT = [
-    {
-        "kernel": pack_mask_kernel,
-        "signature": {"mask": "*u8", "bits": "*i32", "numel": "i64", "WORDS": "constexpr"},
-        "constexprs": {"WORDS": WORDS},
-        "attrs": {(0,): _ALIGNED, (1,): _ALIGNED},
-    },
-    {
-        "kernel": unpack_mask_kernel,
-        "signature": {"bits": "*i32", "mask": "*u8", "numel": "i64", "BLOCK": "constexpr"},
-        "constexprs": {"BLOCK": BLOCK},
-        "attrs": {(0,): _ALIGNED, (1,): _ALIGNED},
-    },
-    {
-        "kernel": mask_stats_kernel,
-        "name": "packed, two lists",
-        "signature": _STATS,
-        "constexprs": {"PACKED": True, "HAS_B": True, "BLOCK": BLOCK},
-        "attrs": {(0,): _ALIGNED, (1,): _ALIGNED},
-    },
-    {
-        "kernel": mask_stats_kernel,
-        "name": "bool, one list",
-        "signature": _STATS | {"a": "*u8", "b": "*u8"},
-        "constexprs": {"PACKED": False, "HAS_B": False, "BLOCK": BLOCK},
-        "attrs": {(0,): _ALIGNED, (1,): _ALIGNED},
-    },
+    {"kernel": pack_mask_kernel, "signature": {"mask": "*u8", "bits": "*i32", "numel": "i64", "WORDS": "constexpr"}, "constexprs": {"WORDS": WORDS},
+         "attrs": {(0,): _ALIGNED, (1,): _ALIGNED}},
+    {"kernel": unpack_mask_kernel, "signature": {"bits": "*i32", "mask": "*u8", "numel": "i64", "BLOCK": "constexpr"},
+         "constexprs": {"BLOCK": BLOCK}, "attrs": {(0,): _ALIGNED, (1,): _ALIGNED}},
+    {"kernel": mask_stats_kernel, "name": "packed, two lists", "signature": _STATS, "constexprs": {"PACKED": True, "HAS_B": True, "BLOCK": BLOCK},
+         "attrs": {(0,): _ALIGNED, (1,): _ALIGNED}},
+    {"kernel": mask_stats_kernel, "name": "bool, one list", "signature": _STATS | {"a": "*u8", "b": "*u8"},
+         "constexprs": {"PACKED": False, "HAS_B": False, "BLOCK": BLOCK}, "attrs": {(0,): _ALIGNED, (1,): _ALIGNED}},
 ]

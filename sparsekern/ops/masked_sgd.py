@@ -1,5 +1,4 @@
 """SGD with momentum inside a mask: one launch for a whole list of parameters, no multiplication by masks."""
-
 import torch
 from torch import Tensor
 
@@ -8,43 +7,20 @@ from sparsekern.ops.mask_bits import dense_mask, no_mask, packed_words
 
 _SCALARS = "float weight_decay, float momentum, {lr}, float dampening, bool nesterov, bool maximize, bool is_first_step"
 _TAIL = "Tensor? grad_scale=None, Tensor? found_inf=None) -> ()"
-_MASKED = (
-    "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor[] masks, *, "
-    + _SCALARS
-    + ', str outside="keep", bool invert=False, bool assume_clean=False, '
-    + _TAIL
-)
+_MASKED = "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor[] masks, *, " + _SCALARS + \
+    ", str outside=\"keep\", bool invert=False, bool assume_clean=False, " + _TAIL
 define("masked_sgd_" + _MASKED.format(lr="float lr"))
 define("masked_sgd_.tensor_lr" + _MASKED.format(lr="Tensor lr"))
-define(
-    "packed_sgd_(Tensor(a!)[] values, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor?[] indices, *, "
-    + _SCALARS.format(lr="float lr")
-    + ", "
-    + _TAIL
-)
+define("packed_sgd_(Tensor(a!)[] values, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor?[] indices, *, "
+       + _SCALARS.format(lr="float lr") + ", " + _TAIL)
 define("is_clean(Tensor[] params, Tensor[] momentum_buffers, Tensor[] masks) -> Tensor")
 
 
 @torch.no_grad()
-def masked_sgd_(
-    params: list[Tensor],
-    grads: list[Tensor],
-    momentum_buffers: list[Tensor],
-    masks: list[Tensor | None],
-    *,
-    lr: float | Tensor,
-    weight_decay: float = 0.0,
-    momentum: float = 0.0,
-    dampening: float = 0.0,
-    nesterov: bool = False,
-    maximize: bool = False,
-    is_first_step: bool = False,
-    outside: str = "keep",
-    invert: bool = False,
-    assume_clean: bool = False,
-    grad_scale: Tensor | None = None,
-    found_inf: Tensor | None = None,
-) -> None:
+def masked_sgd_(params: list[Tensor], grads: list[Tensor], momentum_buffers: list[Tensor], masks: list[Tensor | None], *,
+                lr: float | Tensor, weight_decay: float = 0.0, momentum: float = 0.0, dampening: float = 0.0, nesterov: bool = False,
+                maximize: bool = False, is_first_step: bool = False, outside: str = "keep", invert: bool = False,
+                assume_clean: bool = False, grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> None:
     """Update `params` in place where their masks are on, as `torch.optim.SGD` would; elsewhere nothing changes.
 
     Gradients are never written. A NaN in a hidden gradient reaches nothing: masking selects, it does not multiply.
@@ -73,23 +49,9 @@ def masked_sgd_(
     masks = [no_mask(params[0].device) if mask is None else mask for mask in masks]
     op = torch.ops.sparsekern.masked_sgd_
     (op.tensor_lr if isinstance(lr, Tensor) else op.default)(
-        params,
-        grads,
-        momentum_buffers,
-        masks,
-        weight_decay=weight_decay,
-        momentum=momentum,
-        lr=lr,
-        dampening=dampening,
-        nesterov=nesterov,
-        maximize=maximize,
-        is_first_step=is_first_step,
-        outside=outside,
-        invert=invert,
-        assume_clean=assume_clean,
-        grad_scale=grad_scale,
-        found_inf=found_inf,
-    )
+        params, grads, momentum_buffers, masks, weight_decay=weight_decay, momentum=momentum, lr=lr, dampening=dampening, nesterov=nesterov,
+        maximize=maximize, is_first_step=is_first_step, outside=outside, invert=invert, assume_clean=assume_clean, grad_scale=grad_scale,
+        found_inf=found_inf)
 
 
 def check_update_lists(op: str, params, grads, momentum_buffers, masks, momentum, grads_name="grads") -> None:
@@ -109,10 +71,8 @@ def check_update_lists(op: str, params, grads, momentum_buffers, masks, momentum
         if mask.dtype not in (torch.bool, torch.int32):
             raise TypeError(f"{op}: masks[{i}]: expected a bool mask, packed int32 words or an empty tensor, got {mask.dtype}")
         if mask.dtype == torch.int32 and mask.shape != (packed_words(param.numel()),):
-            raise ValueError(
-                f"{op}: masks[{i}]: expected {packed_words(param.numel())} contiguous int32 words for {param.numel()} elements, "
-                f"got shape {list(mask.shape)}"
-            )
+            raise ValueError(f"{op}: masks[{i}]: expected {packed_words(param.numel())} contiguous int32 words for {param.numel()} elements, "
+                             f"got shape {list(mask.shape)}")
 
 
 def _step(param, grad, buffer, *, weight_decay, momentum, lr, dampening, nesterov, maximize, is_first_step, grad_scale):
@@ -133,43 +93,15 @@ def _step(param, grad, buffer, *, weight_decay, momentum, lr, dampening, nestero
 
 @reference("masked_sgd_.tensor_lr")
 @reference("masked_sgd_")
-def masked_sgd_reference(
-    params,
-    grads,
-    momentum_buffers,
-    masks,
-    *,
-    weight_decay,
-    momentum,
-    lr,
-    dampening,
-    nesterov,
-    maximize,
-    is_first_step,
-    outside="keep",
-    invert=False,
-    assume_clean=False,
-    grad_scale=None,
-    found_inf=None,
-):
+def masked_sgd_reference(params, grads, momentum_buffers, masks, *, weight_decay, momentum, lr, dampening, nesterov, maximize, is_first_step,
+                         outside="keep", invert=False, assume_clean=False, grad_scale=None, found_inf=None):
     check_update_lists("masked_sgd_", params, grads, momentum_buffers, masks, momentum)
     for i, (param, grad, mask) in enumerate(zip(params, grads, masks)):
         inside = dense_mask(mask, param) ^ invert
-        changed = torch.ones_like(inside) if found_inf is None else (found_inf == 0).expand_as(inside)  # no read-back
+        changed = torch.ones_like(inside) if found_inf is None else (found_inf == 0).expand_as(inside)     # no read-back
         buffer = momentum_buffers[i] if momentum != 0 else None
-        new, new_buffer = _step(
-            param,
-            grad,
-            buffer,
-            weight_decay=weight_decay,
-            momentum=momentum,
-            lr=lr,
-            dampening=dampening,
-            nesterov=nesterov,
-            maximize=maximize,
-            is_first_step=is_first_step,
-            grad_scale=grad_scale,
-        )
+        new, new_buffer = _step(param, grad, buffer, weight_decay=weight_decay, momentum=momentum, lr=lr, dampening=dampening,
+                                nesterov=nesterov, maximize=maximize, is_first_step=is_first_step, grad_scale=grad_scale)
         for target, value in ((param, new), (buffer, new_buffer)):
             if target is not None:
                 hidden = torch.zeros_like(target) if outside == "zero" else target
@@ -187,22 +119,10 @@ def _(params, grads, momentum_buffers, masks, **scalars):
 
 
 @torch.no_grad()
-def packed_sgd_(
-    values: list[Tensor],
-    grads: list[Tensor],
-    momentum_buffers: list[Tensor],
-    indices: list[Tensor | None] | None = None,
-    *,
-    lr: float,
-    weight_decay: float = 0.0,
-    momentum: float = 0.0,
-    dampening: float = 0.0,
-    nesterov: bool = False,
-    maximize: bool = False,
-    is_first_step: bool = False,
-    grad_scale: Tensor | None = None,
-    found_inf: Tensor | None = None,
-) -> None:
+def packed_sgd_(values: list[Tensor], grads: list[Tensor], momentum_buffers: list[Tensor], indices: list[Tensor | None] | None = None, *,
+                lr: float, weight_decay: float = 0.0, momentum: float = 0.0, dampening: float = 0.0, nesterov: bool = False,
+                maximize: bool = False, is_first_step: bool = False, grad_scale: Tensor | None = None,
+                found_inf: Tensor | None = None) -> None:
     """The same update where only nonzeros are stored.
 
     Args:
@@ -217,65 +137,25 @@ def packed_sgd_(
     """
     if not values:
         return
-    torch.ops.sparsekern.packed_sgd_(
-        values,
-        grads,
-        momentum_buffers,
-        [None] * len(values) if indices is None else indices,
-        weight_decay=weight_decay,
-        momentum=momentum,
-        lr=lr,
-        dampening=dampening,
-        nesterov=nesterov,
-        maximize=maximize,
-        is_first_step=is_first_step,
-        grad_scale=grad_scale,
-        found_inf=found_inf,
-    )
+    torch.ops.sparsekern.packed_sgd_(values, grads, momentum_buffers, [None] * len(values) if indices is None else indices,
+                                     weight_decay=weight_decay, momentum=momentum, lr=lr, dampening=dampening, nesterov=nesterov,
+                                     maximize=maximize, is_first_step=is_first_step, grad_scale=grad_scale, found_inf=found_inf)
 
 
 @reference("packed_sgd_")
-def packed_sgd_reference(
-    values,
-    grads,
-    momentum_buffers,
-    indices,
-    *,
-    weight_decay,
-    momentum,
-    lr,
-    dampening,
-    nesterov,
-    maximize,
-    is_first_step,
-    grad_scale=None,
-    found_inf=None,
-):
+def packed_sgd_reference(values, grads, momentum_buffers, indices, *, weight_decay, momentum, lr, dampening, nesterov, maximize, is_first_step,
+                         grad_scale=None, found_inf=None):
     packed = []
     for i, (value, grad, index) in enumerate(zip(values, grads, indices)):
         if index is not None and index.shape != value.shape:
             raise ValueError(f"packed_sgd_: indices[{i}]: expected one index per value, {list(value.shape)}, got {list(index.shape)}")
         if index is None and grad.numel() != value.numel():
-            raise ValueError(
-                f"packed_sgd_: grads[{i}]: expected a packed gradient of {value.numel()} values, got {grad.numel()}; "
-                f"pass indices[{i}] to gather from a dense one"
-            )
+            raise ValueError(f"packed_sgd_: grads[{i}]: expected a packed gradient of {value.numel()} values, got {grad.numel()}; "
+                             f"pass indices[{i}] to gather from a dense one")
         packed.append(grad.reshape(-1) if index is None else grad.reshape(-1)[index.long()])
-    masked_sgd_reference(
-        values,
-        packed,
-        momentum_buffers,
-        [no_mask(v.device) for v in values],
-        weight_decay=weight_decay,
-        momentum=momentum,
-        lr=lr,
-        dampening=dampening,
-        nesterov=nesterov,
-        maximize=maximize,
-        is_first_step=is_first_step,
-        grad_scale=grad_scale,
-        found_inf=found_inf,
-    )
+    masked_sgd_reference(values, packed, momentum_buffers, [no_mask(v.device) for v in values], weight_decay=weight_decay, momentum=momentum,
+                         lr=lr, dampening=dampening, nesterov=nesterov, maximize=maximize, is_first_step=is_first_step,
+                         grad_scale=grad_scale, found_inf=found_inf)
 
 
 @fake("packed_sgd_")
