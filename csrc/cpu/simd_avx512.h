@@ -6,7 +6,11 @@ SK_INLINE F32 splat(float x) { return {_mm512_set1_ps(x)}; }
 SK_INLINE F32 operator+(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
 SK_INLINE F32 operator-(F32 a, F32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 SK_INLINE F32 operator*(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
-SK_INLINE F32 select(Mask16 m, F32 inside, F32 outside) { return {_mm512_mask_blend_ps(m, outside.v, inside.v)}; }
+SK_INLINE F32 select(Mask16 m, F32 inside, F32 outside) {
+  // The value goes through a register: folded into a masked load it would run at a third of the speed from memory (Zen 5).
+  __asm__("" : "+v"(inside.v));
+  return {_mm512_mask_blend_ps(m, outside.v, inside.v)};
+}
 SK_INLINE F32 load(const float* at) { return {_mm512_loadu_ps(at)}; }
 SK_INLINE void store(float* at, F32 x) { _mm512_storeu_ps(at, x.v); }
 SK_INLINE F32 load(const c10::BFloat16* at) {
