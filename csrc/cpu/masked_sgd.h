@@ -42,23 +42,30 @@ bool indices_inside(const I* index, int64_t begin, int64_t end, int64_t limit) {
 }
 
 // Only nonzeros are stored; `index` says where in a dense gradient each one's gradient lies, null: it is packed too.
-// Gathering fills a block of 16, so that the arithmetic stays vector code; lines are asked for well ahead, since at 90 % and
-// more the hardware does not see the stream.
+// The lines of the gradient are asked for well ahead: from 90 % sparsity on the hardware does not see the stream.
 template <class I, class P, class G>
 void packed_sgd_piece(P* value, const G* grad, P* buffer, const I* index, int64_t begin, int64_t end, SgdScalars<Arith<P>> s,
                       Arith<P> inverse_scale) {
-  constexpr int64_t kAhead = 64;  // nonzeros
+  constexpr int64_t kAhead = 128;  // nonzeros
   const auto scale = splat(inverse_scale);
-  for (int64_t i = begin; i < end; i += 16) {
-    const int count = static_cast<int>(std::min<int64_t>(16, end - i));
-    G gathered[16] = {};
-    const G* g = grad + i;
-    if (index) {
-      if (i + kAhead + 16 <= end)
-        for (int k = 0; k < 16; ++k) __builtin_prefetch(grad + index[i + kAhead + k]);
-      for (int k = 0; k < count; ++k) gathered[k] = grad[index[i + k]];
-      g = gathered;
+  // Up to 95 % zeros nearly every line is needed: all are asked for in order, which is fewer requests than one per nonzero.
+  const bool every_line = index && end > begin && index[end - 1] - index[begin] < 24 * (end - begin);
+  const char* line = index ? reinterpret_cast<const char*>(grad + index[begin]) : nullptr;
+  int64_t i = begin;
+  for (; i + 16 <= end; i += 16) {
+    if (every_line) {
+      const char* until = reinterpret_cast<const char*>(grad + index[std::min(i + kAhead, end - 1)]);
+      for (; line < until; line += 64) __builtin_prefetch(line);
+    } else if (index && i + kAhead + 16 <= end) {
+      for (int k = 0; k < 16; ++k) __builtin_prefetch(grad + index[i + kAhead + k]);
     }
-    sgd_lanes(value + i, load_some(g, index ? 16 : count) * scale, buffer ? buffer + i : nullptr, Mask16(0), true, count, s);
+    const auto g = index ? gather(grad, index + i) : load(grad + i);
+    sgd_lanes(value + i, g * scale, buffer ? buffer + i : nullptr, Mask16(0), true, 16, s);
+  }
+  if (i < end) {
+    const int count = static_cast<int>(end - i);
+    G tail[16] = {};
+    for (int k = 0; k < count; ++k) tail[k] = grad[index ? index[i + k] : i + k];
+    sgd_lanes(value + i, load(tail) * scale, buffer ? buffer + i : nullptr, Mask16(0), true, count, s);
   }
 }

@@ -19,6 +19,10 @@ SK_INLINE void store(float* at, F32 x) {
   _mm256_storeu_ps(at, x.lo);
   _mm256_storeu_ps(at + 8, x.hi);
 }
+SK_INLINE F32 gather(const float* from, const int32_t* index) {
+  const __m256i* at = reinterpret_cast<const __m256i*>(index);
+  return {_mm256_i32gather_ps(from, _mm256_loadu_si256(at), 4), _mm256_i32gather_ps(from, _mm256_loadu_si256(at + 1), 4)};
+}
 SK_INLINE __m256 from_bf16(__m128i h) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)); }
 SK_INLINE F32 load(const c10::BFloat16* at) {
   const __m128i* p = reinterpret_cast<const __m128i*>(at);

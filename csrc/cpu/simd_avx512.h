@@ -13,6 +13,7 @@ SK_INLINE F32 select(Mask16 m, F32 inside, F32 outside) {
 }
 SK_INLINE F32 load(const float* at) { return {_mm512_loadu_ps(at)}; }
 SK_INLINE void store(float* at, F32 x) { _mm512_storeu_ps(at, x.v); }
+SK_INLINE F32 gather(const float* from, const int32_t* index) { return {_mm512_i32gather_ps(_mm512_loadu_si512(index), from, 4)}; }
 SK_INLINE F32 load(const c10::BFloat16* at) {
   __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))};

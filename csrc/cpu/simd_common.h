@@ -50,6 +50,14 @@ SK_INLINE void store_some(T* at, Vec<Arith<T>> x, int count) {
   std::memcpy(static_cast<void*>(at), tail, count * sizeof(T));
 }
 
+// Sixteen elements from the given places; where the hardware has no such load, through a block on the stack.
+template <class T, class I>
+SK_INLINE Vec<Arith<T>> gather(const T* from, const I* index) {
+  T block[16];
+  for (int k = 0; k < 16; ++k) block[k] = from[index[k]];
+  return load(block);
+}
+
 // The mask of `count` (at most 16) elements from element `at`, a multiple of 16 where the mask is packed. Lanes past
 // `count` are off. `kind` 0: no mask, all on; 1: one byte per element; 2: one bit per element (MaskKind of check.h).
 SK_INLINE Mask16 mask_at(int kind, const void* mask, int64_t at, int count, bool invert) {

@@ -29,6 +29,11 @@ SK_INLINE F32 load(const float* at) {
   return r;
 }
 SK_INLINE void store(float* at, F32 x) { std::memcpy(at, x.v, 64); }
+SK_INLINE F32 gather(const float* from, const int32_t* index) {
+  F32 r;
+  for (int k = 0; k < 16; ++k) r.v[k] = from[index[k]];
+  return r;
+}
 SK_INLINE F32 load(const c10::BFloat16* at) {
   F32 r;
   for (int k = 0; k < 16; ++k) {
