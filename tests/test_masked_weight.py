@@ -95,9 +95,9 @@ def test_strides_are_kept(name):
     mask = torch.rand(4, 3, 5, 7) < 0.5
     for view in (weight.to(memory_format=torch.channels_last), weight.permute(2, 0, 3, 1), weight[::2, :, 1:], weight[:, :1].expand(4, 3, 5, 7)):
         its = mask.permute(2, 0, 3, 1) if view.shape != mask.shape and view.numel() == mask.numel() else mask[:view.shape[0], :, :view.shape[2]]
-        for given in (its, its.contiguous(), NONE):
-            want = torch.empty_like(view).copy_(torch.where(its, view, 0.0) if given.numel() else view)
-            assert_same(call(name, view, given), want, name)
+        for form in (its, its.contiguous(), NONE):
+            want = torch.empty_like(view).copy_(torch.where(its, view, 0.0) if form.numel() else view)
+            assert_same(call(name, view, form), want, name)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])

@@ -115,12 +115,12 @@ def mask_stats(a, b=None):
 _ALIGNED = [["tt.divisibility", 16]]
 _STATS = {"a": "*i32", "b": "*i32", "stats": "*i64", "numel": "i32", "PACKED": "constexpr", "HAS_B": "constexpr", "BLOCK": "constexpr"}
 AOT = [
-    dict(kernel=pack_mask_kernel, signature={"mask": "*u8", "bits": "*i32", "numel": "i64", "WORDS": "constexpr"}, constexprs={"WORDS": WORDS},
-         attrs={(0,): _ALIGNED, (1,): _ALIGNED}),
-    dict(kernel=unpack_mask_kernel, signature={"bits": "*i32", "mask": "*u8", "numel": "i64", "BLOCK": "constexpr"},
-         constexprs={"BLOCK": BLOCK}, attrs={(0,): _ALIGNED, (1,): _ALIGNED}),
-    dict(kernel=mask_stats_kernel, name="packed, two lists", signature=_STATS, constexprs={"PACKED": True, "HAS_B": True, "BLOCK": BLOCK},
-         attrs={(0,): _ALIGNED, (1,): _ALIGNED}),
-    dict(kernel=mask_stats_kernel, name="bool, one list", signature=_STATS | {"a": "*u8", "b": "*u8"},
-         constexprs={"PACKED": False, "HAS_B": False, "BLOCK": BLOCK}, attrs={(0,): _ALIGNED, (1,): _ALIGNED}),
+    {"kernel": pack_mask_kernel, "signature": {"mask": "*u8", "bits": "*i32", "numel": "i64", "WORDS": "constexpr"}, "constexprs": {"WORDS": WORDS},
+         "attrs": {(0,): _ALIGNED, (1,): _ALIGNED}},
+    {"kernel": unpack_mask_kernel, "signature": {"bits": "*i32", "mask": "*u8", "numel": "i64", "BLOCK": "constexpr"},
+         "constexprs": {"BLOCK": BLOCK}, "attrs": {(0,): _ALIGNED, (1,): _ALIGNED}},
+    {"kernel": mask_stats_kernel, "name": "packed, two lists", "signature": _STATS, "constexprs": {"PACKED": True, "HAS_B": True, "BLOCK": BLOCK},
+         "attrs": {(0,): _ALIGNED, (1,): _ALIGNED}},
+    {"kernel": mask_stats_kernel, "name": "bool, one list", "signature": _STATS | {"a": "*u8", "b": "*u8"},
+         "constexprs": {"PACKED": False, "HAS_B": False, "BLOCK": BLOCK}, "attrs": {(0,): _ALIGNED, (1,): _ALIGNED}},
 ]

@@ -206,8 +206,8 @@ def _masked_row(name, param, grad, mask, lr="fp32", **flags):
           "FIRST": False, "HAS_SCALE": False, "HAS_FOUND": False, "BLOCK": BLOCK} | flags
     signature = {"param": param, "grad": grad, "buffer": param, "mask": mask, "grad_scale": "*fp32", "found_inf": "*fp32", **_SCALARS,
                  "KIND": "constexpr", "INVERT": "constexpr", "ZERO": "constexpr", **_FLAGS, "LR_TENSOR": "constexpr"} | {"lr": lr}
-    return dict(kernel=masked_sgd_kernel, name=name, signature=signature, constexprs=on,
-                attrs={(i,): [["tt.divisibility", 16]] for i in range(4)})
+    return {"kernel": masked_sgd_kernel, "name": name, "signature": signature, "constexprs": on,
+                "attrs": {(i,): [["tt.divisibility", 16]] for i in range(4)}}
 
 
 def _packed_row(name, index, **flags):
@@ -215,8 +215,8 @@ def _packed_row(name, index, **flags):
           "BLOCK": BLOCK} | flags
     signature = {"value": "*fp32", "grad": "*fp32", "buffer": "*fp32", "index": index, "grad_scale": "*fp32", "found_inf": "*fp32",
                  **_SCALARS, "GATHER": "constexpr", **_FLAGS}
-    return dict(kernel=packed_sgd_kernel, name=name, signature=signature, constexprs=on,
-                attrs={(i,): [["tt.divisibility", 16]] for i in range(4)})
+    return {"kernel": packed_sgd_kernel, "name": name, "signature": signature, "constexprs": on,
+                "attrs": {(i,): [["tt.divisibility", 16]] for i in range(4)}}
 
 
 AOT = [_masked_row("fp32, bool", "*fp32", "*fp32", "*u8"),

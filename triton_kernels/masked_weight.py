@@ -83,9 +83,9 @@ def _masked_weight(name, weight, mask, dtype):
 
 
 def _row(name, weight, mask, out, kind):
-    return dict(kernel=masked_weight_kernel, name=name, constexprs={"KIND": kind, "BLOCK": BLOCK},
-                signature={"weight": weight, "mask": mask, "out": out, "numel": "i32", "KIND": "constexpr", "BLOCK": "constexpr"},
-                attrs={(i,): [["tt.divisibility", 16]] for i in range(3)})
+    return {"kernel": masked_weight_kernel, "name": name, "constexprs": {"KIND": kind, "BLOCK": BLOCK},
+                "signature": {"weight": weight, "mask": mask, "out": out, "numel": "i32", "KIND": "constexpr", "BLOCK": "constexpr"},
+                "attrs": {(i,): [["tt.divisibility", 16]] for i in range(3)}}
 
 
 AOT = [_row("fp32, bool", "*fp32", "*u8", "*fp32", 1), _row("fp32, bits", "*fp32", "*i32", "*fp32", 2),
