@@ -1,8 +1,10 @@
 """Switches and fixtures shared by tests and benchmarks."""
 import os
 
-import pytest
-import torch
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")     # before torch: on a busy machine spinning threads starve each other
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 GPU = torch.cuda.is_available()
 if not GPU:

@@ -50,7 +50,7 @@ def extension():
     sources = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc/cpu").glob("*.cpp"))
     headers = sorted(str(p) for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".cuh"))
     # No -march: variants for AVX2 and AVX-512 are picked at run time. No contraction: every variant rounds alike.
-    cxx = ["-O2", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-Wall", "-Wextra",
+    cxx = ["-O2", "-g0", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-Wall", "-Wextra",
            "-Wno-maybe-uninitialized", "-Wno-unused-parameter", "-Wno-unknown-pragmas"]
     nvcc = ["-O3", "--threads", "2", "-Xptxas", "-v", "-Xcompiler", "-ffp-contract=off"]
     link, macros = ["-fopenmp"], []
@@ -61,6 +61,8 @@ def extension():
         macros.append(("SPARSEKERN_WITH_CUDA", "1"))
         # torch's own runtime where there is one; else static, so that the result imports without a driver.
         link += [f"-L{home}/lib64"] + (["-lcudart"] if torch.version.cuda else ["-lcudart_static", "-ldl", "-lrt", "-lpthread"])
+        # The weak symbol that gives the current stream (csrc/cuda/stream.h) does not pull this library in by itself.
+        link += ["-Wl,--no-as-needed", "-ltorch_cuda", "-Wl,--as-needed"] if torch.version.cuda else []
     ext = cpp_extension.CppExtension("sparsekern._C", sources, include_dirs=[str(ROOT / "csrc")] + ([f"{home}/include"] if home else []),
                                      define_macros=macros, depends=headers, py_limited_api=True,
                                      extra_compile_args={"cxx": cxx, "nvcc": nvcc}, extra_link_args=link)

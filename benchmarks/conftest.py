@@ -3,6 +3,7 @@
 A benchmark calls `race(...)` once per shape. Results are checked before anything is timed; a contender whose result is wrong
 is listed as void. Rows and targets are printed at the end of the run, and written as JSON with --benchmark-report FILE.
 """
+
 import json
 import platform
 import shlex
@@ -24,6 +25,7 @@ _tables: list["Table"] = []
 @dataclass
 class Target:
     """`left` / `right` in median time, held against a bound: ("ours", "<=", 1.15, "torch fused SGD")."""
+
     left: str
     sense: str
     bound: float
@@ -31,7 +33,7 @@ class Target:
     measured: float | None = None
 
     def judge(self, medians: dict[str, float]) -> None:
-        """"<=" bounds left / right from above (at most this much of the peer's time); ">=" asks for right / left (times faster)."""
+        """ "<=" bounds left / right from above (at most this much of the peer's time); ">=" asks for right / left (times faster)."""
         if self.left in medians and self.right in medians:
             ratio = medians[self.left] / medians[self.right]
             self.measured = ratio if self.sense == "<=" else 1 / ratio
@@ -50,6 +52,7 @@ class Table:
     shape: str
     rows: list[dict] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def pytest_addoption(parser):
@@ -78,11 +81,13 @@ def copy_bandwidth():
 def race(request, benchmark, copy_bandwidth):
     """race(op, shape, contenders, nbytes=..., check=..., targets=...): see the module docstring.
 
-    contenders: {name: callable}; the first is the one pytest-benchmark also records.
+    contenders: {name: callable}; the first is the one pytest-benchmark also records. One that returns a float has timed itself.
     nbytes: bytes that must move, one number or {name: number}: gives GB/s and the share of copy bandwidth.
     check: {name: callable() -> None} raising AssertionError when that contender's result is wrong, run before timing.
+    notes: callable(medians in seconds) -> lines to print and keep beside the targets.
     """
-    def run(op, shape, contenders, *, nbytes=None, check=None, targets=(), rounds=None, budget_s=8.0):
+
+    def run(op, shape, contenders, *, nbytes=None, check=None, targets=(), notes=None, rounds=None, budget_s=8.0):
         table = Table(op, shape, targets=[Target(*t) for t in targets])
         _tables.append(table)
         void = {}
@@ -100,9 +105,10 @@ def race(request, benchmark, copy_bandwidth):
         for index in range(rounds + 3):
             for name, contender in able.items():
                 start = time.perf_counter()
-                contender()
+                own = contender()
+                seconds = own if isinstance(own, float) else time.perf_counter() - start
                 if index >= 3:
-                    times[name].append(time.perf_counter() - start)
+                    times[name].append(seconds)
             if time.perf_counter() > deadline and index >= 8:
                 break
         medians = {name: float(numpy.median(values)) for name, values in times.items()}
@@ -113,11 +119,22 @@ def race(request, benchmark, copy_bandwidth):
             moved = nbytes.get(name) if isinstance(nbytes, dict) else nbytes
             rate = moved / medians[name] / 1e9 if moved else None
             low, high = numpy.percentile(times[name], [10, 90])
-            table.rows.append({"name": name, "median_ms": medians[name] * 1e3, "min_ms": min(times[name]) * 1e3, "p10_ms": low * 1e3,
-                               "p90_ms": high * 1e3, "rounds": len(times[name]), "bytes": moved, "gb_per_s": rate,
-                               "share_of_copy": rate / copy_bandwidth if rate else None})
+            table.rows.append(
+                {
+                    "name": name,
+                    "median_ms": medians[name] * 1e3,
+                    "min_ms": min(times[name]) * 1e3,
+                    "p10_ms": low * 1e3,
+                    "p90_ms": high * 1e3,
+                    "rounds": len(times[name]),
+                    "bytes": moved,
+                    "gb_per_s": rate,
+                    "share_of_copy": rate / copy_bandwidth if rate else None,
+                }
+            )
         for target in table.targets:
             target.judge(medians)
+        table.notes = notes(medians) if notes else []
         first = next(iter(able), None)
         benchmark.extra_info.update(op=op, shape=shape, rows=table.rows, targets=[str(t) for t in table.targets])
         if first:
@@ -130,15 +147,32 @@ def race(request, benchmark, copy_bandwidth):
 
 def evidence(bandwidth: float | None) -> dict:
     """What a figure needs beside it: commit, device, versions, command."""
+
     def git(*args):
         answer = subprocess.run(["git", *args], capture_output=True, text=True, cwd=Path(__file__).parent)
         return answer.stdout.strip() or None
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
-               platform.processor()) if Path("/proc/cpuinfo").exists() else platform.processor()
-    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no")), "device": cpu,
-            "threads": torch.get_num_threads(), "isa": native.isa, "python": platform.python_version(), "torch": torch.__version__,
-            "numpy": numpy.__version__, "command": shlex.join(["pytest", *sys.argv[1:]]), "copy_gb_per_s": bandwidth,
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
+
+    cpu = (
+        next(
+            (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
+            platform.processor(),
+        )
+        if Path("/proc/cpuinfo").exists()
+        else platform.processor()
+    )
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "device": cpu,
+        "threads": torch.get_num_threads(),
+        "isa": native.isa,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "command": shlex.join(["pytest", *sys.argv[1:]]),
+        "copy_gb_per_s": bandwidth,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -147,7 +181,8 @@ def pytest_terminal_summary(terminalreporter, config):
     record = evidence(_copy_bandwidth())
     write = terminalreporter.write_line
     terminalreporter.section("races (median ms; interleaved; share of copy bandwidth)")
-    write(f"{record['device']}, {record['threads']} threads, {record['isa']}, torch {record['torch']}, copy {record['copy_gb_per_s']:.1f} GB/s")
+    write(f"{record['device']}, {record['threads']} threads, {record['isa']}, torch {record['torch']}")
+    write(f"copy {record['copy_gb_per_s']:.1f} GB/s")
     for table in _tables:
         write(f"\n{table.op}  {table.shape}")
         for row in table.rows:
@@ -156,10 +191,12 @@ def pytest_terminal_summary(terminalreporter, config):
                 continue
             rate = f"{row['gb_per_s']:8.1f} GB/s {row['share_of_copy']:6.0%}" if row["gb_per_s"] else ""
             write(f"  {row['name']:44} {row['median_ms']:10.3f}  [{row['p10_ms']:.3f} .. {row['p90_ms']:.3f}] {rate}")
-        for target in table.targets:
-            write(f"  {target}")
+        for line in [*table.targets, *table.notes]:
+            write(f"  {line}")
     path = config.getoption("--benchmark-report")
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(record | {"tables": [asdict(t) | {"verdicts": [str(x) for x in t.targets]} for t in _tables]}, indent=1))
+        Path(path).write_text(
+            json.dumps(record | {"tables": [asdict(t) | {"verdicts": [str(x) for x in t.targets]} for t in _tables]}, indent=1)
+        )
         write(f"\nwritten: {path}")

@@ -72,7 +72,8 @@ def check(module: str, folder: str) -> tuple[int, list[str]]:
                 continue
             count += 1
             shared = max(found["SHARED"], kernel.metadata.shared)
-            print(f"sm_{architecture}  {found['REG']:4d} registers  {found['STACK']:4d} stack  {shared:7d} shared  {found['LOCAL']:4d} local  {label}")
+            figures = f"{found['REG']:4d} registers  {found['STACK']:4d} stack  {shared:7d} shared  {found['LOCAL']:4d} local"
+            print(f"sm_{architecture}  {figures}  {label}")
             if found["STACK"] or found["LOCAL"]:
                 faults.append(f"{label} sm_{architecture}: spills or keeps a stack: STACK {found['STACK']}, LOCAL {found['LOCAL']}")
             if shared > SHARED_LIMIT:

@@ -19,7 +19,7 @@ run() {                                   # run NAME ALGORITHM OPTIONS...
     cp "$runs/$name/report.json" "results/cifar10/$name.json"
 }
 
-long=(--model resnet20 --subset 20000 --epochs 8 --eval-every 8 --channels-last true)
+long=(--model resnet20 --subset 20000 --epochs 6 --eval-every 6 --channels-last true)
 short=(--model resnet20 --subset 5000 --epochs 6 --eval-every 6 --channels-last true)
 several=0.9,0.95,0.98
 

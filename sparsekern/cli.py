@@ -97,14 +97,11 @@ def _parse_train(algorithm: str, arguments: list[str]) -> dict | None:
     parser.add_argument("--config", action="config", help="a YAML file with settings; may be given several times")
     described = field_help(TrainConfig)
     for name, field in train_fields().items():
-        spellings = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
         default = algorithm if name == "algorithm" else field.default
-        kind = _shares if name in ("sparsity", "milestones") else field.type
-        parser.add_argument(*spellings, type=kind, default=default, help=described.get(name, ""))
+        _add(parser, name, _shares if name in ("sparsity", "milestones") else field.type, default, described.get(name, ""))
     described = field_help(_algorithm_class(algorithm))
     for name, field in _algorithm_fields(algorithm).items():
-        spellings = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
-        parser.add_argument(*spellings, type=field.type, default=_default(field), help=f"{algorithm}: {described.get(name, '')}")
+        _add(parser, name, field.type, _default(field), f"{algorithm}: {described.get(name, '')}")
     try:
         values = parser.parse_args(arguments)
     except SystemExit as done:                             # --help and --print_config print and leave
@@ -114,6 +111,13 @@ def _parse_train(algorithm: str, arguments: list[str]) -> dict | None:
     if values.algorithm != algorithm:
         raise UsageError(f"the settings are those of {values.algorithm!r}, not of {algorithm!r}")
     return {name: getattr(values, name) for name in [*train_fields(), *_algorithm_fields(algorithm)]}
+
+
+def _add(parser, name: str, kind, default, text: str) -> None:
+    """One setting as --a_b and --a-b; a switch may stand alone (--resume) or take true or false."""
+    spellings = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
+    alone = {"nargs": "?", "const": True} if kind is bool else {}
+    parser.add_argument(*spellings, type=kind, default=default, help=text.replace("%", "%%"), **alone)
 
 
 def _shares(value) -> tuple[float, ...]:

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-__all__ = ["assert_close", "awkward_shapes", "double", "each_implementation", "random_masks", "resnet50_shapes", "threads", "tolerance"]
+__all__ = ["assert_close", "awkward_shapes", "double", "each_implementation", "random_masks", "resnet50_shapes", "small_convnet",
+           "threads", "tolerance", "toy_batch"]
 
 # Odd, prime, empty, scalar, one element, not a multiple of 16, 32 or a piece of 32K.
 awkward_shapes = [(0,), (1,), (), (7,), (31,), (32,), (33,), (5, 0, 3), (17, 13), (3, 5, 7, 2), (257,), (32771,), (70001,)]
@@ -81,3 +82,17 @@ def resnet50_shapes() -> list[tuple[int, ...]]:
     return shapes + [(1000, 2048), (1000,)]
 
 
+def small_convnet(classes: int = 4) -> torch.nn.Sequential:
+    """Two convolutions with batch norm, a third inside, and a linear layer: every kind of layer the engine treats differently."""
+    nn = torch.nn
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, bias=False),
+                         nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
+                         nn.Flatten(), nn.Linear(64, classes))
+
+
+def toy_batch(step: int, size: int = 32, classes: int = 4) -> tuple[Tensor, Tensor]:
+    """[size, 3, 8, 8] noisy pictures of `classes` fixed patterns and their labels; the same for the same step."""
+    patterns = torch.randn(classes, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(step + 1)
+    labels = torch.randint(classes, (size,), generator=generator)
+    return patterns[labels] + torch.randn(size, 3, 8, 8, generator=generator), labels

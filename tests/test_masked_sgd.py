@@ -11,6 +11,7 @@ from sparsekern._native import native
 from sparsekern.testing import assert_close, awkward_shapes, double, each_implementation, random_masks, threads
 
 SCALARS = {"weight_decay": 0.01, "momentum": 0.9, "lr": 0.1, "dampening": 0.0, "nesterov": False, "maximize": False, "is_first_step": False}
+PLAIN = SCALARS | {"momentum": 0.0, "weight_decay": 0.0}
 VARIANTS = [{}, {"nesterov": True}, {"maximize": True, "dampening": 0.3}, {"is_first_step": True, "dampening": 0.5}, {"momentum": 0.0},
             {"outside": "zero"}, {"invert": True}, {"outside": "zero", "invert": True}]
 PAIRS = [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.float32, torch.float16), (torch.bfloat16, torch.bfloat16),
@@ -35,7 +36,7 @@ def call(name, *args, op="masked_sgd_", **kwargs):
 def test_worked_example_plain(name):
     # 1 - 0.5 * 2 = 0 inside; the second element is hidden and keeps its value.
     param = torch.tensor([1.0, 1.0])
-    call(name, [param], [torch.tensor([2.0, 2.0])], [], [torch.tensor([True, False])], **SCALARS | {"lr": 0.5, "momentum": 0.0, "weight_decay": 0.0})
+    call(name, [param], [torch.tensor([2.0, 2.0])], [], [torch.tensor([True, False])], **PLAIN | {"lr": 0.5})
     assert param.tolist() == [0.0, 1.0]
 
 
@@ -53,7 +54,7 @@ def test_worked_example_momentum_decay_zero(name):
 def test_worked_example_packed_mask(name):
     # Bits 0 and 33 are on: words 1 and 2.
     param = torch.zeros(40)
-    call(name, [param], [torch.ones(40)], [], [torch.tensor([1, 2], dtype=torch.int32)], **SCALARS | {"lr": 1.0, "momentum": 0.0, "weight_decay": 0.0})
+    call(name, [param], [torch.ones(40)], [], [torch.tensor([1, 2], dtype=torch.int32)], **PLAIN | {"lr": 1.0})
     assert param.nonzero().flatten().tolist() == [0, 33] and param[0] == -1
 
 
@@ -61,7 +62,7 @@ def test_worked_example_packed_mask(name):
 def test_worked_example_gather(name):
     value = torch.tensor([1.0, 1.0])
     call(name, [value], [torch.tensor([[0.0, 10.0], [20.0, 0.0]])], [], [torch.tensor([1, 2], dtype=torch.int32)], op="packed_sgd_",
-         **SCALARS | {"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0})
+         **PLAIN | {"lr": 0.1})
     assert value.tolist() == [0.0, -1.0]
 
 

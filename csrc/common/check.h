@@ -51,8 +51,8 @@ inline MaskView mask_view(const char* op, const char* name, size_t index, const 
   }
   TORCH_CHECK_TYPE(mask.scalar_type() == at::kInt, op, ": ", name, "[", index, "]: expected a bool mask, packed int32 words or an empty tensor, got ",
                    mask.scalar_type());
-  TORCH_CHECK_VALUE(mask.dim() == 1 && mask.numel() == packed_words(like.numel()) && mask.is_contiguous(), op, ": ", name, "[", index,
-                    "]: expected ", packed_words(like.numel()), " contiguous int32 words for ", like.numel(), " elements, got shape ", mask.sizes());
+  TORCH_CHECK_VALUE(mask.dim() == 1 && mask.numel() == packed_words(like.numel()) && mask.is_contiguous(), op, ": ", name, "[", index, "]: expected ",
+                    packed_words(like.numel()), " contiguous int32 words for ", like.numel(), " elements, got shape ", mask.sizes());
   TORCH_CHECK_VALUE(like.is_contiguous(), op, ": ", name, "[", index, "]: a packed mask goes with a row-major tensor, got strides ", like.strides(),
                     "; pass the bool mask instead");
   return {MaskKind::bits, mask.const_data_ptr()};

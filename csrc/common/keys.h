@@ -36,8 +36,11 @@ struct KeyOrder {
   Key base, use_sign, flip;  // the last two: all ones or zero
 
   SK_HOST_DEVICE KeyOrder(bool largest, bool use_abs)
-      : base(static_cast<Key>(!use_abs ? Format::kSign : largest ? Key(2) : Key(Format::kInfinity + 2))),
-        use_sign(static_cast<Key>(use_abs ? 0 : ~Key(0))), flip(static_cast<Key>(largest ? 0 : ~Key(0))) {}
+      : base(static_cast<Key>(!use_abs  ? Format::kSign
+                              : largest ? Key(2)
+                                        : Key(Format::kInfinity + 2))),
+        use_sign(static_cast<Key>(use_abs ? 0 : ~Key(0))),
+        flip(static_cast<Key>(largest ? 0 : ~Key(0))) {}
 
   SK_HOST_DEVICE Key key(Key bits) const {
     const Key magnitude = bits & Format::kMagnitude;

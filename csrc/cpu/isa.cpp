@@ -18,7 +18,10 @@ Isa best() {
 // -1: unknown name, or more than this CPU has.
 int parse(const char* name) {
   if (name == nullptr || *name == '\0' || !std::strcmp(name, "auto")) return static_cast<int>(best());
-  int level = !std::strcmp(name, "scalar") || !std::strcmp(name, "default") ? 0 : !std::strcmp(name, "avx2") ? 1 : !std::strcmp(name, "avx512") ? 2 : -1;
+  int level = !std::strcmp(name, "scalar") || !std::strcmp(name, "default") ? 0
+              : !std::strcmp(name, "avx2")                                  ? 1
+              : !std::strcmp(name, "avx512")                                ? 2
+                                                                            : -1;
   return level <= static_cast<int>(best()) ? level : -1;
 }
 

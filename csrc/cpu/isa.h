@@ -40,8 +40,8 @@ Isa isa();  // the variant in use: SPARSEKERN_ISA, or the best this CPU has
 }  // namespace sparsekern
 
 #if SK_X86
-#define SK_PICK(...)                                                                       \
-  (::sparsekern::isa() == ::sparsekern::Isa::avx512  ? &::sparsekern::avx512::__VA_ARGS__ \
+#define SK_PICK(...)                                                                     \
+  (::sparsekern::isa() == ::sparsekern::Isa::avx512 ? &::sparsekern::avx512::__VA_ARGS__ \
    : ::sparsekern::isa() == ::sparsekern::Isa::avx2 ? &::sparsekern::avx2::__VA_ARGS__   \
                                                     : &::sparsekern::scalar::__VA_ARGS__)
 #else

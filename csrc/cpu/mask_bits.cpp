@@ -37,9 +37,8 @@ at::Tensor unpack_mask_cpu(const at::Tensor& bits, at::IntArrayRef shape) {
                     "] words for shape ", shape, " (", numel, " elements), got ", bits.sizes());
   const at::Tensor words = bits.contiguous();
   const auto* from = static_cast<const uint32_t*>(words.const_data_ptr());
-  TORCH_CHECK_VALUE(numel % 32 == 0 || from[numel / 32] >> (numel % 32) == 0,
-                    "unpack_mask: bits: expected zeros past element ", numel, ", got word ", numel % 32 ? from[numel / 32] : 0,
-                    " at the end; these words belong to another shape");
+  TORCH_CHECK_VALUE(numel % 32 == 0 || from[numel / 32] >> (numel % 32) == 0, "unpack_mask: bits: expected zeros past element ", numel, ", got word ",
+                    numel % 32 ? from[numel / 32] : 0, " at the end; these words belong to another shape");
   at::Tensor mask = at::empty(shape, bits.options().dtype(at::kBool));
   auto* to = static_cast<uint8_t*>(mask.mutable_data_ptr());
   Pieces({numel}).each([&](int64_t, int64_t, int64_t begin, int64_t end) { SK_PICK(unpack_mask_piece)(from, to, begin, end); });

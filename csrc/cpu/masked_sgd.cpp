@@ -38,18 +38,17 @@ void masked_sgd_cpu(at::TensorList params, at::TensorList grads, at::TensorList 
   });
 }
 
-void masked_sgd_tensor_lr_cpu(at::TensorList params, at::TensorList grads, at::TensorList momentum_buffers, at::TensorList masks,
-                              double weight_decay, double momentum, const at::Tensor& lr, double dampening, bool nesterov, bool maximize,
-                              bool is_first_step, c10::string_view outside, bool invert, bool assume_clean,
-                              const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& found_inf) {
+void masked_sgd_tensor_lr_cpu(at::TensorList params, at::TensorList grads, at::TensorList momentum_buffers, at::TensorList masks, double weight_decay,
+                              double momentum, const at::Tensor& lr, double dampening, bool nesterov, bool maximize, bool is_first_step,
+                              c10::string_view outside, bool invert, bool assume_clean, const std::optional<at::Tensor>& grad_scale,
+                              const std::optional<at::Tensor>& found_inf) {
   masked_sgd_cpu(params, grads, momentum_buffers, masks, weight_decay, momentum, lr.item().toDouble(), dampening, nesterov, maximize, is_first_step,
                  outside, invert, assume_clean, grad_scale, found_inf);
 }
 
-void packed_sgd_cpu(at::TensorList values, at::TensorList grads, at::TensorList momentum_buffers,
-                    const c10::List<std::optional<at::Tensor>>& indices, double weight_decay, double momentum, double lr, double dampening,
-                    bool nesterov, bool maximize, bool is_first_step, const std::optional<at::Tensor>& grad_scale,
-                    const std::optional<at::Tensor>& found_inf) {
+void packed_sgd_cpu(at::TensorList values, at::TensorList grads, at::TensorList momentum_buffers, const c10::List<std::optional<at::Tensor>>& indices,
+                    double weight_decay, double momentum, double lr, double dampening, bool nesterov, bool maximize, bool is_first_step,
+                    const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& found_inf) {
   constexpr const char* op = "packed_sgd_";
   PackedLists lists(op, values, grads, momentum_buffers, indices, momentum);
   if (overflowed(found_inf)) return;
@@ -58,9 +57,9 @@ void packed_sgd_cpu(at::TensorList values, at::TensorList grads, at::TensorList 
   std::atomic<int64_t> stale{-1};
   pieces.each([&](int64_t, int64_t t, int64_t begin, int64_t end) {
     const PackedTensor& x = lists[t];
-    const bool inside = x.index == nullptr ||
-                        (x.wide ? SK_PICK(indices_inside<int64_t>)(static_cast<const int64_t*>(x.index), begin, end, x.grad_numel)
-                                : SK_PICK(indices_inside<int32_t>)(static_cast<const int32_t*>(x.index), begin, end, x.grad_numel));
+    const bool inside =
+        x.index == nullptr || (x.wide ? SK_PICK(indices_inside<int64_t>)(static_cast<const int64_t*>(x.index), begin, end, x.grad_numel)
+                                      : SK_PICK(indices_inside<int32_t>)(static_cast<const int32_t*>(x.index), begin, end, x.grad_numel));
     if (!inside) stale = t;
   });
   TORCH_CHECK_INDEX(stale < 0, op, ": indices[", stale.load(), "]: expected flat positions in [0, ", lists[std::max<int64_t>(stale, 0)].grad_numel,

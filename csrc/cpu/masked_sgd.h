@@ -45,7 +45,8 @@ bool indices_inside(const I* index, int64_t begin, int64_t end, int64_t limit) {
 // Gathering fills a block of 16, so that the arithmetic stays vector code; lines are asked for well ahead, since at 90 % and
 // more the hardware does not see the stream.
 template <class I, class P, class G>
-void packed_sgd_piece(P* value, const G* grad, P* buffer, const I* index, int64_t begin, int64_t end, SgdScalars<Arith<P>> s, Arith<P> inverse_scale) {
+void packed_sgd_piece(P* value, const G* grad, P* buffer, const I* index, int64_t begin, int64_t end, SgdScalars<Arith<P>> s,
+                      Arith<P> inverse_scale) {
   constexpr int64_t kAhead = 64;  // nonzeros
   const auto scale = splat(inverse_scale);
   for (int64_t i = begin; i < end; i += 16) {

@@ -24,24 +24,35 @@ struct Pieces {
     return sum;
   }
 
-  // fn(piece, tensor, begin, end), in parallel; a thread walks its pieces forwards, or backwards with `reverse`, which
-  // lets a second pass start on what the first one left in cache.
+  // fn(from, to), in parallel: the pieces that fall to one thread.
   template <class Fn>
-  void each(const Fn& fn, bool reverse = false) const {
+  void shares(const Fn& fn) const {
     const int64_t total = count();
     if (total == 0) return;
     // Short lists stay on one thread: starting the others costs more than 64K elements of work.
     const int64_t grain = std::max<int64_t>(1, 2 * kPiece * total / std::max<int64_t>(1, elements()));
-    at::parallel_for(0, total, grain, [&](int64_t from, int64_t to) {
-      int64_t tensor = std::upper_bound(first.begin(), first.end(), reverse ? to - 1 : from) - first.begin() - 1;
-      for (int64_t k = 0; k < to - from; ++k) {
-        const int64_t piece = reverse ? to - 1 - k : from + k;
-        while (piece >= first[tensor + 1]) ++tensor;
-        while (piece < first[tensor]) --tensor;
-        const int64_t begin = (piece - first[tensor]) * kPiece;
-        fn(piece, tensor, begin, std::min(begin + kPiece, numel[tensor]));
-      }
-    });
+    at::parallel_for(0, total, grain, fn);
+  }
+
+  // fn(piece, tensor, begin, end) for the pieces [from, to), forwards or backwards.
+  template <class Fn>
+  void walk(int64_t from, int64_t to, const Fn& fn, bool reverse = false) const {
+    if (from >= to) return;
+    int64_t tensor = std::upper_bound(first.begin(), first.end(), reverse ? to - 1 : from) - first.begin() - 1;
+    for (int64_t k = 0; k < to - from; ++k) {
+      const int64_t piece = reverse ? to - 1 - k : from + k;
+      while (piece >= first[tensor + 1]) ++tensor;
+      while (piece < first[tensor]) --tensor;
+      const int64_t begin = (piece - first[tensor]) * kPiece;
+      fn(piece, tensor, begin, std::min(begin + kPiece, numel[tensor]));
+    }
+  }
+
+  // fn(piece, tensor, begin, end), in parallel; a thread walks its pieces forwards, or backwards with `reverse`, which
+  // lets a second pass start on what the first one left in cache.
+  template <class Fn>
+  void each(const Fn& fn, bool reverse = false) const {
+    shares([&](int64_t from, int64_t to) { walk(from, to, fn, reverse); });
   }
 };
 

@@ -115,53 +115,63 @@ void check_stats(const Options& o, size_t tensors) {
                     ": stats: expected a contiguous [", rows, ", 4] tensor, got shape ", o.stats->sizes(), " with strides ", o.stats->strides());
 }
 
-// Per tensor, lists are worked off in groups of about this many elements: their gradients (8 MB in fp32) are still in the
-// last-level cache when the second pass comes, and a group is long enough to make starting the threads cheap.
-constexpr int64_t kGroup = 1 << 20;
-
 // Products of each segment, then second(tensor, begin, end, verdict) over all elements (`always`), or over those of the
-// segments that are projected.
+// segments that are projected. A segment whose pieces all fall to one thread is finished there, while it is in cache; only
+// those that threads share wait for a second parallel pass. Sums are taken piece by piece either way. The second pass walks
+// forwards: backwards, to start on what is still in cache, cost 5 to 10 % (25.6M fp32, Zen 5, other work on the machine).
 template <class Second>
 void run(const std::vector<Pair>& pairs, const std::vector<int64_t>& numel, const Options& o, bool always, const Second& second) {
-  const size_t tensors = pairs.size();
   const bool measures = o.stats || (!o.overflow && o.eps < std::numeric_limits<double>::infinity());
-  size_t to = 0;
-  do {
-    const size_t from = to;
-    int64_t elements = 0;
-    for (; to < tensors && (!o.per_tensor || elements == 0 || elements + numel[to] <= kGroup); ++to) elements += numel[to];
-    std::vector<int64_t> sizes(numel.begin() + from, numel.begin() + to), active = sizes;
-    for (size_t i = from; i < to; ++i)
-      if (!pairs[i].b) active[i - from] = 0;
+  const Pieces pieces(numel);
+  const int64_t segments = o.per_tensor ? static_cast<int64_t>(numel.size()) : 1;
+  std::vector<Sums> slots(measures ? pieces.count() : 0);
+  std::vector<Verdict> verdicts(segments);
+  std::vector<char> finished(segments, 0);
+  const auto first = [&](int64_t s) { return o.per_tensor ? pieces.first[s] : s * pieces.count(); };
+  const auto segment_of = [&](int64_t tensor) { return o.per_tensor ? tensor : 0; };
 
-    std::vector<Verdict> verdicts(o.per_tensor ? to - from : 1);
-    if (measures) {
-      const Pieces pieces(std::move(active));
-      std::vector<Sums> slots(pieces.count());
-      pieces.each([&](int64_t piece, int64_t t, int64_t begin, int64_t end) {
-        const Pair& x = pairs[from + t];
-        for_dtypes(o.op, x.type, x.type, [&](auto g, auto) {
-          using G = decltype(g);
-          SK_PICK(dots_piece<G>)(static_cast<const G*>(x.a), static_cast<const G*>(x.b), x.mask, begin, end, o.invert, o.stats.has_value(),
-                                 slots[piece].data());
-        });
-      });
-      for (size_t s = 0; s < verdicts.size(); ++s) {
-        const int64_t first = o.per_tensor ? pieces.first[s] : 0, last = o.per_tensor ? pieces.first[s + 1] : pieces.count();
-        Sums sum{};
-        for (int64_t k = first; k < last; ++k)
-          for (int c = 0; c < 3; ++c) sum[c] += slots[k][c];
-        verdicts[s] = judge(sum, o, static_cast<int64_t>(from + s));
+  const auto measure = [&](int64_t piece, int64_t t, int64_t begin, int64_t end) {
+    const Pair& x = pairs[t];
+    if (!x.b) return;
+    for_dtypes(o.op, x.type, x.type, [&](auto g, auto) {
+      using G = decltype(g);
+      SK_PICK(dots_piece<G>)(static_cast<const G*>(x.a), static_cast<const G*>(x.b), x.mask, begin, end, o.invert, o.stats.has_value(),
+                             slots[piece].data());
+    });
+  };
+  const auto decide = [&](int64_t s) {
+    if (!measures) return;
+    Sums sum{};
+    for (int64_t k = first(s); k < first(s + 1); ++k)
+      for (int c = 0; c < 3; ++c) sum[c] += slots[k][c];
+    verdicts[s] = judge(sum, o, s);
+  };
+  const auto change = [&](int64_t, int64_t t, int64_t begin, int64_t end) {
+    const Verdict& v = verdicts[segment_of(t)];
+    if (always || (v.applied && pairs[t].b)) second(t, begin, end, v);
+  };
+
+  if (measures || always) {
+    pieces.shares([&](int64_t from, int64_t to) {
+      int64_t s = o.per_tensor ? std::upper_bound(pieces.first.begin(), pieces.first.end(), from) - pieces.first.begin() - 1 : 0;
+      for (; s < segments && first(s) < to; ++s) {
+        if (measures) pieces.walk(std::max(from, first(s)), std::min(to, first(s + 1)), measure);
+        if (first(s) < from || first(s + 1) > to || first(s) == first(s + 1)) continue;
+        finished[s] = 1;
+        decide(s);
+        if (!o.overflow) pieces.walk(first(s), first(s + 1), change);
       }
-    }
-    if (o.overflow) continue;
-    if (!always)
-      for (size_t i = from; i < to; ++i)
-        if (!pairs[i].b || !verdicts[o.per_tensor ? i - from : 0].applied) sizes[i - from] = 0;
-    Pieces(std::move(sizes)).each([&](int64_t, int64_t t, int64_t begin, int64_t end) {
-      second(static_cast<int64_t>(from) + t, begin, end, verdicts[o.per_tensor ? t : 0]);
-    }, /*reverse=*/true);
-  } while (to < tensors);
+    });
+  }
+  for (int64_t s = 0; s < segments; ++s)
+    if (!finished[s]) decide(s);
+  if (o.overflow) return;
+  std::vector<int64_t> rest = numel;
+  for (size_t t = 0; t < rest.size(); ++t) {
+    const int64_t s = segment_of(static_cast<int64_t>(t));
+    if (finished[s] || !(always || (verdicts[s].applied && pairs[t].b))) rest[t] = 0;
+  }
+  Pieces(std::move(rest)).each(change);
 }
 
 void project_conflict_cpu(at::TensorList g_i, at::TensorList g_j, std::optional<at::TensorList> masks, bool per_tensor, double eps,
@@ -179,11 +189,10 @@ void project_conflict_cpu(at::TensorList g_i, at::TensorList g_j, std::optional<
   });
 }
 
-void project_conflict_sgd_cpu(at::TensorList params, at::TensorList g_i, at::TensorList g_j, at::TensorList momentum_buffers,
-                              at::TensorList masks, double weight_decay, double momentum, double lr, double dampening, bool nesterov,
-                              bool maximize, bool is_first_step, c10::string_view outside, bool invert, bool assume_clean,
-                              const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& found_inf, bool per_tensor, double eps,
-                              const std::optional<at::Tensor>& stats) {
+void project_conflict_sgd_cpu(at::TensorList params, at::TensorList g_i, at::TensorList g_j, at::TensorList momentum_buffers, at::TensorList masks,
+                              double weight_decay, double momentum, double lr, double dampening, bool nesterov, bool maximize, bool is_first_step,
+                              c10::string_view outside, bool invert, bool assume_clean, const std::optional<at::Tensor>& grad_scale,
+                              const std::optional<at::Tensor>& found_inf, bool per_tensor, double eps, const std::optional<at::Tensor>& stats) {
   const Options o{"project_conflict_sgd_", per_tensor, invert, eps, overflowed(found_inf), stats};
   ProjectedSgdLists lists(o.op, params, g_i, g_j, momentum_buffers, masks, momentum, invert);
   check_stats(o, lists.size());
@@ -211,9 +220,9 @@ void project_conflict_sgd_cpu(at::TensorList params, at::TensorList g_i, at::Ten
 
 void project_conflict_sgd_tensor_lr_cpu(at::TensorList params, at::TensorList g_i, at::TensorList g_j, at::TensorList momentum_buffers,
                                         at::TensorList masks, double weight_decay, double momentum, const at::Tensor& lr, double dampening,
-                                        bool nesterov, bool maximize, bool is_first_step, c10::string_view outside, bool invert,
-                                        bool assume_clean, const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& found_inf,
-                                        bool per_tensor, double eps, const std::optional<at::Tensor>& stats) {
+                                        bool nesterov, bool maximize, bool is_first_step, c10::string_view outside, bool invert, bool assume_clean,
+                                        const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& found_inf, bool per_tensor,
+                                        double eps, const std::optional<at::Tensor>& stats) {
   project_conflict_sgd_cpu(params, g_i, g_j, momentum_buffers, masks, weight_decay, momentum, lr.item().toDouble(), dampening, nesterov, maximize,
                            is_first_step, outside, invert, assume_clean, grad_scale, found_inf, per_tensor, eps, stats);
 }

@@ -99,8 +99,8 @@ void subtract_piece(G* a, const G* b, MaskView mask, int64_t begin, int64_t end,
 }
 
 template <int kind, class P, class G>
-SK_INLINE void projected_sgd_loop(P* param, const G* a, const G* b, P* buffer, const void* mask, int64_t begin, int64_t end,
-                                  SgdScalars<Arith<P>> s, Arith<P> inverse_scale, Arith<P> coefficient) {
+SK_INLINE void projected_sgd_loop(P* param, const G* a, const G* b, P* buffer, const void* mask, int64_t begin, int64_t end, SgdScalars<Arith<P>> s,
+                                  Arith<P> inverse_scale, Arith<P> coefficient) {
   const bool dense = kind == 0 && !s.invert;
   const auto scale = splat(inverse_scale), c = splat(coefficient);
   int64_t i = begin;

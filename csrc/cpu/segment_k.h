@@ -10,8 +10,8 @@ namespace sparsekern {
 
 inline void check_segments(const char* op, const char* name, size_t got, size_t entries, bool global) {
   const size_t expected = global ? 1 : entries;
-  TORCH_CHECK_VALUE(got == expected, op, ": ", name, ": expected ", expected, global ? " number for the whole list (global_=True)" : " numbers, one per list entry",
-                    ", got ", got);
+  TORCH_CHECK_VALUE(got == expected, op, ": ", name, ": expected ", expected,
+                    global ? " number for the whole list (global_=True)" : " numbers, one per list entry", ", got ", got);
 }
 
 // A tensor k on the CPU: one number per segment, or a 0-d tensor for all of them.

@@ -110,8 +110,10 @@ class Selector {
       std::vector<int64_t> pieces, missed;
       for (const int64_t s : waiting)
         for (int64_t p = segments_[s].first; p < segments_[s].last; ++p) pieces.push_back(p);
-      share_out<Scratch>(static_cast<int64_t>(pieces.size()), elements_of(pieces), [&](Scratch& scratch, int64_t i) { split_piece(scratch, pieces[i]); });
-      share_out<Scratch>(static_cast<int64_t>(waiting.size()), elements_of(pieces) / 16, [&](Scratch& scratch, int64_t i) { resolve(scratch, waiting[i]); });
+      share_out<Scratch>(static_cast<int64_t>(pieces.size()), elements_of(pieces),
+                         [&](Scratch& scratch, int64_t i) { split_piece(scratch, pieces[i]); });
+      share_out<Scratch>(static_cast<int64_t>(waiting.size()), elements_of(pieces) / 16,
+                         [&](Scratch& scratch, int64_t i) { resolve(scratch, waiting[i]); });
       for (const int64_t s : waiting)
         if (segments_[s].side == Side::missed) {
           ++segments_[s].attempt;
@@ -224,7 +226,8 @@ class Selector {
     for (int64_t begin = x.begin; begin < x.end; begin += kBlock) {
       const int64_t end = std::min(begin + kBlock, x.end);
       keys_of(x, begin, end, keys);
-      SK_PICK(split_keys<Key>)(keys, end - begin, segment.bracket, x.split, inside, masked ? scratch.where.data() : nullptr, begin - x.begin, mask_of(x));
+      SK_PICK(split_keys<Key>)(keys, end - begin, segment.bracket, x.split, inside, masked ? scratch.where.data() : nullptr, begin - x.begin,
+                               mask_of(x));
     }
     x.inside.assign(inside, inside + x.split.inside);
     if (masked) x.where.assign(scratch.where.begin(), scratch.where.begin() + x.split.inside);

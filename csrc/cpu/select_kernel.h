@@ -5,22 +5,43 @@
 // Bytes per fp32 element: 4 read + mask written; bandwidth-bound. The answer is unique, so neither sample nor hardware shows.
 // After Floyd and Rivest, "Expected time bounds for selection", 1975.
 
+template <class Format>
+struct KeyLanes {
+  using Key = typename Format::Key;
+  decltype(splat(Key())) base, use_sign, flip;
+  SK_INLINE explicit KeyLanes(KeyOrder<Format> order) : base(splat(order.base)), use_sign(splat(order.use_sign)), flip(splat(order.flip)) {}
+
+  template <class Values>
+  SK_INLINE auto of(Values values) const {
+    const auto bits = bits_of(values), magnitude = bits & splat(Format::kMagnitude), minus = (spread_sign(bits) & use_sign) ^ flip;
+    return select(greater(magnitude, splat(Format::kInfinity)), splat(Key(kNaNKey)), base + ((magnitude ^ minus) - minus));
+  }
+};
+
+template <int kind, class T>
+SK_INLINE void make_keys_loop(const T* values, const void* eligible, bool invert, int64_t begin, int64_t end, KeyOrder<KeyFormat<T>> order,
+                              KeyOf<T>* keys) {
+  const KeyLanes<KeyFormat<T>> lanes(order);
+  const auto none = splat(KeyOf<T>(kIneligibleKey));
+  int64_t i = begin;
+  for (; i + 16 <= end; i += 16) {
+    auto key = lanes.of(load(values + i));
+    if (kind != 0) key = select(mask_at(kind, eligible, i, 16, invert), key, none);
+    store(keys + (i - begin), key);
+  }
+  if (i < end) {
+    const int count = static_cast<int>(end - i);
+    store(keys + (i - begin), select(mask_at(kind, eligible, i, count, invert), lanes.of(load_some(values + i, count)), none));
+  }
+}
+
 // Keys of elements [begin, end), begin a multiple of 32; the row of 16 that holds the last one is filled up with 0.
 template <class T>
 void make_keys(const T* values, MaskView eligible, bool invert, int64_t begin, int64_t end, KeyOrder<KeyFormat<T>> order, KeyOf<T>* keys) {
-  using Format = KeyFormat<T>;
-  using Key = KeyOf<T>;
-  const auto base = splat(order.base), use_sign = splat(order.use_sign), flip = splat(order.flip);
-  const auto low_bits = splat(Format::kMagnitude), infinity = splat(Format::kInfinity), nan = splat(Key(kNaNKey)), none = splat(Key(kIneligibleKey));
-  const bool every = eligible.kind == MaskKind::none && !invert;
-  for (int64_t i = begin; i < end; i += 16) {
-    const int count = static_cast<int>(std::min<int64_t>(16, end - i));
-    const auto bits = bits_of(load_some(values + i, count));
-    const auto magnitude = bits & low_bits, minus = (spread_sign(bits) & use_sign) ^ flip;
-    auto key = select(greater(magnitude, infinity), nan, base + ((magnitude ^ minus) - minus));
-    if (!every || count < 16) key = select(mask_at(static_cast<int>(eligible.kind), eligible.data, i, count, invert), key, none);
-    store(keys + (i - begin), key);
-  }
+  // One loop per kind of mask: inside it the kind is a constant.
+  if (eligible.kind == MaskKind::bools) make_keys_loop<1>(values, eligible.data, invert, begin, end, order, keys);
+  else if (eligible.kind == MaskKind::bits) make_keys_loop<2>(values, eligible.data, invert, begin, end, order, keys);
+  else make_keys_loop<0>(values, nullptr, false, begin, end, order, keys);
 }
 
 template <class Key>
@@ -42,33 +63,71 @@ int64_t count_equal(const Key* keys, int64_t n, Key wanted) {
   return count;
 }
 
-// Counts keys [0, n) against the bracket and appends those strictly inside, with their index from `first` on, to `inside`
-// and `where` (null: not wanted), which need 16 entries to spare. `mask`: provisional mask of elements from `first` on.
-template <class Key>
-void split_keys(const Key* keys, int64_t n, const Bracket<Key>& bracket, Split& counts, Key* inside, uint32_t* where, int64_t first,
-                MaskOut mask) {
-  const auto low = splat(bracket.low), high = splat(bracket.high);
-  const int kind = static_cast<int>(mask.kind);
-  alignas(64) static constexpr uint32_t kIota[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  const U32 iota = load(kIota);
-  int64_t above = 0, at_high = 0, at_low = 0, stored = counts.inside;
-  for (int64_t i = 0; i < n; i += 16) {
+// `kind`: of the mask; indices are wanted exactly where a mask is written.
+template <int kind, class Key>
+struct Splitter {
+  decltype(splat(Key())) low, high;
+  U32 iota;
+  bool keep_high;
+  Key* inside;
+  uint32_t* where;
+  uint32_t first;
+  void* mask;
+  int64_t mask_at, above = 0, at_high = 0, at_low = 0, stored;
+
+  SK_INLINE void row(const Key* keys, int64_t i, int count) {
     const auto key = load(keys + i);
-    const Mask16 over = greater(key, high), top = equal(key, high), bottom = equal(key, low);
-    const Mask16 within = static_cast<Mask16>(greater(key, low) & ~(over | top));
+    const Mask16 over = greater(key, high), under = greater(low, key);
+    Mask16 taken = over;
     above += __builtin_popcount(over);
-    at_high += __builtin_popcount(top);
-    at_low += __builtin_popcount(static_cast<Mask16>(bottom & ~top));
-    compress(inside + stored, within, key);
-    if (where) compress(where + stored, within, iota + splat(static_cast<uint32_t>(first + i)));
-    stored += __builtin_popcount(within);
-    const int count = static_cast<int>(std::min<int64_t>(16, n - i));
-    put_mask(kind, mask.data, mask.begin + first + i, count, static_cast<Mask16>(bracket.keep_high ? over | top : over));
+    // Few rows have a key in the bracket, unless ties make it all of them: the branch is cheap either way.
+    if (static_cast<Mask16>(over | under) != 0xffff) {
+      const Mask16 top = equal(key, high), bottom = static_cast<Mask16>(equal(key, low) & ~top);
+      const Mask16 within = static_cast<Mask16>(~(over | under | top | bottom));
+      if (keep_high) taken |= top;
+      at_high += __builtin_popcount(top);
+      at_low += __builtin_popcount(bottom);
+      compress(inside + stored, within, key);
+      if (kind != 0) compress(where + stored, within, iota + splat(static_cast<uint32_t>(first + i)));
+      stored += __builtin_popcount(within);
+    }
+    put_mask(kind, mask, mask_at + i, count, taken);
   }
-  counts.above += above;
-  counts.at_high += at_high;
-  counts.at_low += at_low;
-  counts.inside = stored;
+};
+
+template <int kind, class Key>
+SK_INLINE void split_loop(const Key* keys, int64_t n, const Bracket<Key>& bracket, Split& counts, Key* inside, uint32_t* where, int64_t first,
+                          MaskOut mask) {
+  alignas(64) static constexpr uint32_t kIota[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  Splitter<kind, Key> splitter{splat(bracket.low),
+                               splat(bracket.high),
+                               load(kIota),
+                               bracket.keep_high,
+                               inside,
+                               where,
+                               static_cast<uint32_t>(first),
+                               mask.data,
+                               mask.begin + first,
+                               0,
+                               0,
+                               0,
+                               counts.inside};
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) splitter.row(keys, i, 16);
+  if (i < n) splitter.row(keys, i, static_cast<int>(n - i));
+  counts.above += splitter.above;
+  counts.at_high += splitter.at_high;
+  counts.at_low += splitter.at_low;
+  counts.inside = splitter.stored;
+}
+
+// Counts keys [0, n) against the bracket and appends those strictly inside, with their index from `first` on, to `inside`
+// and `where`, which need 16 entries to spare; writes the provisional mask of these elements. Without a mask no indices.
+template <class Key>
+void split_keys(const Key* keys, int64_t n, const Bracket<Key>& bracket, Split& counts, Key* inside, uint32_t* where, int64_t first, MaskOut mask) {
+  if (mask.kind == MaskKind::bools) split_loop<1>(keys, n, bracket, counts, inside, where, first, mask);
+  else if (mask.kind == MaskKind::bits) split_loop<2>(keys, n, bracket, counts, inside, where, first, mask);
+  else split_loop<0>(keys, n, bracket, counts, inside, where, first, mask);
 }
 
 template <class Key>

@@ -26,8 +26,8 @@ SK_INLINE F32 load(const c10::BFloat16* at) {
 }
 SK_INLINE __m128i to_bf16(__m256 x) {
   __m256i bits = _mm256_castps_si256(x), top = _mm256_srli_epi32(bits, 16);
-  __m256i rounded = _mm256_srli_epi32(
-      _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), _mm256_and_si256(top, _mm256_set1_epi32(1))), 16);
+  __m256i rounded =
+      _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), _mm256_and_si256(top, _mm256_set1_epi32(1))), 16);
   __m256i quiet = _mm256_or_si256(top, _mm256_set1_epi32(0x40));
   __m256i result = _mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
   __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(result, result), 0x08);

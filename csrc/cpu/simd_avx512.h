@@ -6,7 +6,11 @@ SK_INLINE F32 splat(float x) { return {_mm512_set1_ps(x)}; }
 SK_INLINE F32 operator+(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
 SK_INLINE F32 operator-(F32 a, F32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 SK_INLINE F32 operator*(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
-SK_INLINE F32 select(Mask16 m, F32 inside, F32 outside) { return {_mm512_mask_blend_ps(m, outside.v, inside.v)}; }
+SK_INLINE F32 select(Mask16 m, F32 inside, F32 outside) {
+  // The value goes through a register: folded into a masked load it would run at a third of the speed from memory (Zen 5).
+  __asm__("" : "+v"(inside.v));
+  return {_mm512_mask_blend_ps(m, outside.v, inside.v)};
+}
 SK_INLINE F32 load(const float* at) { return {_mm512_loadu_ps(at)}; }
 SK_INLINE void store(float* at, F32 x) { _mm512_storeu_ps(at, x.v); }
 SK_INLINE F32 load(const c10::BFloat16* at) {
@@ -15,16 +19,14 @@ SK_INLINE F32 load(const c10::BFloat16* at) {
 }
 SK_INLINE void store(c10::BFloat16* at, F32 x) {
   __m512i bits = _mm512_castps_si512(x.v), top = _mm512_srli_epi32(bits, 16);
-  __m512i rounded = _mm512_srli_epi32(
-      _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), _mm512_and_si512(top, _mm512_set1_epi32(1))), 16);
+  __m512i rounded =
+      _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), _mm512_and_si512(top, _mm512_set1_epi32(1))), 16);
   __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
   __m512i result = _mm512_mask_or_epi32(rounded, nan, top, _mm512_set1_epi32(0x40));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm512_cvtepi32_epi16(result));
 }
 SK_INLINE F32 load(const c10::Half* at) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)))}; }
-SK_INLINE void store(c10::Half* at, F32 x) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
-}
+SK_INLINE void store(c10::Half* at, F32 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT)); }
 // Sixteen 16-bit values that only move: their bits stay as they are.
 struct U16 {
   __m256i v;

@@ -57,8 +57,8 @@ class AST_GC(Sparsifier):
             raise ValueError(f"sparsity: expected one or more different sparsities, got {c.sparsity}")
         Unstructured(c.initial_sparsity)
         if c.initial_sparsity > min(c.sparsity):
-            raise ValueError(f"initial_sparsity: {c.initial_sparsity} is above the sparsity {min(c.sparsity)} of a sub-net; sub-nets only get "
-                             f"sparser: start at {min(c.sparsity)} or below")
+            raise ValueError(f"initial_sparsity: {c.initial_sparsity} is above the sparsity {min(c.sparsity)} of a sub-net, which could "
+                             f"only get sparser; start at {min(c.sparsity)} or below")
         if c.nested and c.sparsity != sorted(c.sparsity):
             raise ValueError(f"sparsity: nested sub-nets go from dense to sparse, got {c.sparsity}; sort them")
         for name, value, known in (("gc_mode", c.gc_mode, ("layer", "global")), ("gc_scope", c.gc_scope, ("inner", "all"))):
@@ -80,12 +80,13 @@ class AST_GC(Sparsifier):
                              f"{c.prune_start}")
         last = c.prune_end // c.delta_t
         if last < 1 or last * c.delta_t < c.prune_start:
-            raise ValueError(f"prune_end: no mask event falls between prune_start {c.prune_start} and prune_end {c.prune_end} with delta_t "
-                             f"{c.delta_t}; lower delta_t or train for more than {c.total_steps} steps")
+            raise ValueError(f"prune_end: no mask event falls between prune_start {c.prune_start} and prune_end {c.prune_end} with "
+                             f"delta_t {c.delta_t}; lower delta_t or train for more than {c.total_steps} steps")
         ends = [self._first_step(last, i, n) for i in range(n)]
         if max(ends) >= c.total_steps:
-            raise ValueError(f"total_steps: sub-net {ends.index(max(ends))} would reach its sparsity at step {max(ends)} of {c.total_steps}; "
-                             f"lower prune_end ({c.prune_end}), delta_t ({c.delta_t}) or offset ({c.offset}), or train longer")
+            raise ValueError(f"total_steps: sub-net {ends.index(max(ends))} would reach its sparsity at step {max(ends)} of "
+                             f"{c.total_steps}; lower prune_end ({c.prune_end}), delta_t ({c.delta_t}) or offset ({c.offset}), or train "
+                             f"longer")
         self._last_gradual = last
 
     def _first_step(self, event: int, i: int, n: int) -> int:
@@ -179,7 +180,7 @@ class AST_GC(Sparsifier):
             remaining, _, _ = ops.topk_mask(self.weights, [count - q for count, q in zip(counts, share)])
             torch._foreach_copy_(masks, remaining)
             drop = [0] * len(share)
-        ops.prune_regrow_(masks, self.weights, scores, torch.tensor(drop), torch.tensor(share), regrow_dropped=True)
+        ops.prune_regrow_(masks, self.weights, scores, drop, share, regrow_dropped=True)
 
     def correction(self, step: int) -> Correction | None:
         c = self.config

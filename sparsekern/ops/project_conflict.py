@@ -8,9 +8,9 @@ from sparsekern.ops.masked_sgd import check_update_lists, dense_mask, masked_sgd
 define("project_conflict_(Tensor(a!)[] g_i, Tensor[] g_j, *, Tensor[]? masks=None, bool per_tensor=False, float eps=0.0, "
        "Tensor(b!)? stats=None) -> ()")
 _UPDATE = ("(Tensor(a!)[] params, Tensor[] g_i, Tensor[] g_j, Tensor(b!)[] momentum_buffers, Tensor[] masks, *, float weight_decay, "
-           "float momentum, {lr}, float dampening, bool nesterov, bool maximize, bool is_first_step, str outside=\"keep\", bool invert=False, "
-           "bool assume_clean=False, Tensor? grad_scale=None, Tensor? found_inf=None, bool per_tensor=False, float eps=0.0, "
-           "Tensor(c!)? stats=None) -> ()")
+           "float momentum, {lr}, float dampening, bool nesterov, bool maximize, bool is_first_step, "
+           "str outside=\"keep\", bool invert=False, bool assume_clean=False, Tensor? grad_scale=None, Tensor? found_inf=None, "
+           "bool per_tensor=False, float eps=0.0, Tensor(c!)? stats=None) -> ()")
 define("project_conflict_sgd_" + _UPDATE.format(lr="float lr"))
 define("project_conflict_sgd_.tensor_lr" + _UPDATE.format(lr="Tensor lr"))
 
@@ -38,7 +38,8 @@ def project_conflict_(g_i: list[Tensor], g_j: list[Tensor | None], *, masks: lis
     """
     _check_eps("project_conflict_", eps)
     if not g_i:
-        return None if stats is None else _clear(stats)
+        _clear(stats)
+        return
     masks = None if masks is None else _dense_for_none(masks, g_i)
     torch.ops.sparsekern.project_conflict_(g_i, _dense_for_none(g_j, g_i), masks=masks, per_tensor=per_tensor, eps=eps, stats=stats)
 
@@ -69,7 +70,8 @@ def project_conflict_sgd_(params: list[Tensor], g_i: list[Tensor], g_j: list[Ten
         raise ValueError(f'project_conflict_sgd_: outside: expected "keep" or "zero", got {outside!r}')
     _check_eps("project_conflict_sgd_", eps)
     if not params:
-        return None if stats is None else _clear(stats)
+        _clear(stats)
+        return
     op = torch.ops.sparsekern.project_conflict_sgd_
     (op.tensor_lr if isinstance(lr, Tensor) else op.default)(
         params, g_i, _dense_for_none(g_j, params), momentum_buffers, _dense_for_none(masks, params), weight_decay=weight_decay,
@@ -86,8 +88,9 @@ def _dense_for_none(items: list[Tensor | None], like: list[Tensor]) -> list[Tens
     return [no_mask(like[0].device) if item is None else item for item in items]
 
 
-def _clear(stats: Tensor) -> None:
-    stats.zero_()
+def _clear(stats: Tensor | None) -> None:
+    if stats is not None:
+        stats.zero_()
 
 
 def check_pairs(op: str, g_i, g_j, masks, per_tensor, stats) -> None:

@@ -3,8 +3,7 @@ import torch
 from torch import Tensor
 
 from sparsekern.ops._register import define, fake, reference
-from sparsekern.ops.mask_bits import pack_mask, packed_words
-from sparsekern.ops.masked_sgd import dense_mask
+from sparsekern.ops.mask_bits import check_mask, dense_mask, pack_mask_reference, packed_words
 
 _OPTIONS = "*, bool largest=True, bool use_abs=True, bool global_=False, Tensor[]? eligible=None, {packed}Tensor? hint=None) -> "
 for _suffix, _k in (("", "Tensor k"), (".int_k", "int[] k")):
@@ -96,18 +95,6 @@ def check_scores(op: str, name: str, scores) -> None:
             raise TypeError(f"{op}: {name}[{i}]: expected float32, bfloat16, float16 or float64, got {x.dtype}")
 
 
-def check_mask(op: str, name: str, index: int, mask: Tensor, like: Tensor) -> None:
-    if mask.numel() == 0 and like.numel() != 0:
-        return
-    if mask.dtype == torch.bool and mask.shape != like.shape:
-        raise ValueError(f"{op}: {name}[{index}]: expected a bool mask of shape {list(like.shape)}, got {list(mask.shape)}")
-    if mask.dtype not in (torch.bool, torch.int32):
-        raise TypeError(f"{op}: {name}[{index}]: expected a bool mask, packed int32 words or an empty tensor, got {mask.dtype}")
-    if mask.dtype == torch.int32 and mask.shape != (packed_words(like.numel()),):
-        raise ValueError(f"{op}: {name}[{index}]: expected {packed_words(like.numel())} contiguous int32 words for {like.numel()} elements, "
-                         f"got shape {list(mask.shape)}")
-
-
 def select_reference(scores: Tensor, eligible: Tensor, k, *, largest: bool, use_abs: bool) -> tuple[Tensor, Tensor, Tensor]:
     """[n] mask, [] threshold, [] count of one segment [n]; k is a number or a 0-d tensor, which is not read back."""
     values = scores.abs() if use_abs else scores
@@ -135,7 +122,7 @@ def _select(op, scores, k, *, largest, use_abs, global_, eligible):
     if eligible is not None and len(eligible) != len(scores):
         raise ValueError(f"{op}: eligible: expected a list of {len(scores)} tensors like the first list, got {len(eligible)}")
     for i, x in enumerate(scores if eligible is not None else []):
-        check_mask(op, "eligible", i, eligible[i], x)
+        check_mask(op, f"eligible[{i}]", eligible[i], x)
     device = scores[0].device if scores else None
     dtype = common_dtype(scores)
     flat = [x.reshape(-1) for x in scores]
@@ -167,7 +154,7 @@ def common_dtype(scores: list[Tensor]) -> torch.dtype:
 @reference("topk_mask")
 def topk_mask_reference(scores, k, *, largest=True, use_abs=True, global_=False, eligible=None, packed=False, hint=None):
     masks, thresholds, counts = _select("topk_mask", scores, k, largest=largest, use_abs=use_abs, global_=global_, eligible=eligible)
-    return [pack_mask(mask) for mask in masks] if packed else masks, thresholds, counts
+    return [pack_mask_reference(mask) for mask in masks] if packed else masks, thresholds, counts
 
 
 @reference("select_threshold.int_k")
@@ -186,5 +173,6 @@ def _fake_thresholds(scores, k, *, largest=True, use_abs=True, global_=False, el
 @fake("topk_mask.int_k")
 @fake("topk_mask")
 def _(scores, k, *, largest=True, use_abs=True, global_=False, eligible=None, packed=False, hint=None):
-    masks = [x.new_empty([packed_words(x.numel())], dtype=torch.int32) if packed else x.new_empty(x.shape, dtype=torch.bool) for x in scores]
+    dtype = torch.int32 if packed else torch.bool
+    masks = [torch.empty([packed_words(x.numel())] if packed else x.shape, dtype=dtype, device=x.device) for x in scores]
     return masks, *_fake_thresholds(scores, k, global_=global_)

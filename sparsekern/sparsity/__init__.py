@@ -5,4 +5,5 @@ from sparsekern.sparsity.sparsifier import Sparsifier, SparsifierConfig
 from sparsekern.sparsity.timeline import ALL, FOREVER, Moment, Phase, Timeline, View
 from sparsekern.sparsity.update import Correction
 
-__all__ = ["ALL", "FOREVER", "Correction", "MaskSet", "Moment", "Phase", "Sparsifier", "SparsifierConfig", "Timeline", "Unstructured", "View"]
+__all__ = ["ALL", "FOREVER", "Correction", "MaskSet", "Moment", "Phase", "Sparsifier", "SparsifierConfig", "Timeline", "Unstructured",
+           "View"]

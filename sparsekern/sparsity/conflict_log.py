@@ -16,7 +16,7 @@ class ConflictLog:
 
     def __init__(self, steps: int, layers: int, device: torch.device):
         self.products = torch.full((steps,), float("nan"), dtype=torch.float32, device=device)       # NaN: not measured
-        self.fired = torch.zeros(layers + 1, dtype=torch.float32, device=device)                     # the last entry collects what is no masked layer
+        self.fired = torch.zeros(layers + 1, dtype=torch.float32, device=device)        # the last entry: parameters without a mask
         self.applied_steps = torch.zeros((), dtype=torch.int64)
 
     def record(self, step: int, correction: Correction | None, measured: list[Measured]) -> None:

@@ -56,6 +56,8 @@ def find_layers(model: nn.Module, *, skip_first: bool = True, skip_last: bool = 
             layers[id(param)].modules.append(module)
         else:
             layers[id(param)] = Layer(label, param, [module])
+    if any(isinstance(getattr(module.forward, "__self__", None), MaskedForward) for _, module in named):
+        raise ValueError("this model has a sparsifier already; call its remove() first")
     if unseen:
         warnings.warn(f"left dense, as these weights are read outside their own forward: {', '.join(unseen)}", stacklevel=2)
     return list(layers.values())

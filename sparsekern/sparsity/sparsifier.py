@@ -4,7 +4,7 @@ An algorithm is a subclass with a Config and a few hooks: `make_patterns`, `make
 `on_event`, `correction`, `extra_state`.
 """
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -43,7 +43,8 @@ class Sparsifier:
 
     Args:
         model: any module with Linear or Conv2d layers, on its device; no parameter is replaced.
-        optimizer: owns the model's parameters. torch.optim.SGD takes the fused update, any other one runs as it is.
+        optimizer: owns the model's parameters. torch.optim.SGD takes the fused update, any other one runs as it is. The further batch
+            norms join its param groups; they are no parameters of the model, so DistributedDataParallel needs norm_banks=False.
         fields: those of the algorithm's `Config`.
     """
     Config = SparsifierConfig
@@ -155,23 +156,28 @@ class Sparsifier:
             self._before(max_norm)
             self.optimizer.step()
             self._around.after()
-        self.steps += 1
-        self._show_next()
+        self._advance()
 
     def hook(self) -> None:
-        """Do the work of `step()` inside `optimizer.step()`, for frameworks that call that themselves.
+        """Do the work of `step()` inside `optimizer.step()`, for frameworks that call that themselves, with or without a closure.
 
         A step that a gradient scaler skips is not seen: the same sub-net trains again.
         """
         def before(optimizer, args, kwargs):
-            with torch.no_grad():
+            closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
+            if closure is None:
                 self._before(None)
+                return None
+
+            def with_gradients():                       # the gradients come into being inside the optimizer's step
+                loss = closure()
+                self._before(None)
+                return loss
+            return (args[0], with_gradients), {}
 
         def after(optimizer, args, kwargs):
-            with torch.no_grad():
-                self._around.after()
-            self.steps += 1
-            self._show_next()
+            self._around.after()
+            self._advance()
         self._handles = self._handles or [self.optimizer.register_step_pre_hook(before), self.optimizer.register_step_post_hook(after)]
 
     @contextmanager
@@ -203,6 +209,12 @@ class Sparsifier:
             self._attached = None
         return self.model
 
+    def set_masks(self, subnet: str, masks: Mapping[str, Tensor]) -> None:
+        """Give a sub-net masks made elsewhere: {layer: bool tensor of the weight's shape}; layers left out keep theirs."""
+        self.masks.set(subnet, masks)
+        self._masks_changed()
+        self._show(*self._shown)
+
     def summary(self) -> list[dict]:
         """Per sub-net: name, pattern, target and exact sparsity, over prunable and over all parameters, and kept weights per layer."""
         return summary(self)
@@ -222,13 +234,13 @@ class Sparsifier:
             ValueError: naming the first disagreement; nothing has changed then.
         """
         state.load(self, saved)
-        self.masks_changed()
+        self._masks_changed()
         self._show_next()
 
     # How it is done.
 
-    def masks_changed(self) -> None:
-        """Forget what was derived from the masks. Call it after writing `masks` by hand."""
+    def _masks_changed(self) -> None:
+        """Forget what was derived from the masks."""
         self._views.clear()
         if self._update is not None:
             self._update.flush()
@@ -237,7 +249,7 @@ class Sparsifier:
         if self.event_due(self.steps):
             grads = [weight.grad for weight in self.weights]
             self.on_event(grads)
-            self.masks_changed()
+            self._masks_changed()
             for grad, mask in zip(grads, self._masks(self._shown[0].update)):
                 if grad is not None and mask is not None:
                     grad.masked_fill_(~mask, 0)
@@ -250,10 +262,15 @@ class Sparsifier:
             self.log.record(self.steps, correction, measured)
         self._previous = None if correction is None else grads
 
+    @torch.no_grad()
     def _before(self, max_norm: float | None) -> None:
         self._event()
         correction = self.correction(self.steps)
         self._keep(correction, *self._around.before(*self._arguments(), correction, max_norm))
+
+    def _advance(self) -> None:
+        self.steps += 1
+        self._show_next()
 
     def _masks(self, name: str) -> list[Tensor | None]:
         if name not in self._views:

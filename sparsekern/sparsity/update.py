@@ -106,7 +106,9 @@ class Update:
             if correction is not None:
                 before = before.copy()
                 for place, layer in lists.slots:
-                    kept[layer] = _own(grads[place])
+                    grad = grads[place]
+                    # itself, or a copy where its storage is shared (a bucket of DistributedDataParallel is overwritten)
+                    kept[layer] = grad if grad.untyped_storage().nbytes() == grad.nbytes else grad.clone()
                     if previous[layer] is not None:
                         before[place] = previous[layer]
             calls.append((group, lists, grads, before))
@@ -143,8 +145,7 @@ class Update:
                 grads[place] = grads[place].clone()                     # the raw one is kept for the next step
         parts = [(grads, before, lists.masks, lists.measured.stats) for _, lists, grads, before in calls if lists.slots]
         if across_groups:
-            parts = [([x for part in parts for x in part[0]], [x for part in parts for x in part[1]], [x for part in parts for x in part[2]],
-                      compared[0].measured.stats)]
+            parts = [(*([x for part in parts for x in part[column]] for column in range(3)), compared[0].measured.stats)]
         for grads, before, masks, stats in parts:
             ops.project_conflict_(grads, before, masks=masks, per_tensor=correction.per_tensor, eps=correction.eps, stats=stats)
 
@@ -180,6 +181,7 @@ class AnyUpdate:
             self._outside = Outside(self.optimizer, [layer.param for layer in self.layers], masks)
         return kept, measured
 
+    @torch.no_grad()
     def after(self) -> None:
         if self._outside is not None:
             self._outside.restore()
@@ -189,11 +191,6 @@ class AnyUpdate:
 def clip_scale(grads: list[Tensor], max_norm: float) -> Tensor:
     """[] float32: what to divide gradients by so that their norm stays within `max_norm`, as torch clips. No read-back."""
     return ((torch.nn.utils.get_total_norm(grads) + 1e-6) / max_norm).clamp(min=1.0).float()
-
-
-def _own(grad: Tensor) -> Tensor:
-    """The gradient itself, or a copy where its storage is shared (a bucket of DistributedDataParallel)."""
-    return grad if grad.untyped_storage().nbytes() == grad.nbytes else grad.clone()
 
 
 def _scalars(group: dict) -> dict:

@@ -33,12 +33,16 @@ def save_checkpoint(directory: Path, tensors: Mapping[str, Tensor], meta: dict) 
     from safetensors.torch import save_file
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    host, strides = {}, {}
+    host, strides, storages = {}, {}, set()
     for name, tensor in tensors.items():
         tensor = tensor.detach()
         if not tensor.is_contiguous():
             strides[name] = list(tensor.stride())          # e.g. channels-last; the order in memory decides the order of sums
-        host[name] = tensor.to("cpu", copy=True).contiguous()
+        own = tensor.cpu().contiguous()
+        if own.untyped_storage().data_ptr() in storages:   # tied weights: safetensors wants every tensor to itself
+            own = own.clone()
+        storages.add(own.untyped_storage().data_ptr())
+        host[name] = own
     text = json.dumps({**meta, "strides": strides}, allow_nan=False)
     header = {"format": FORMAT, "meta": text, "sha256": _digest(host, text)}
     target = directory / f"step-{meta['step']:09d}.safetensors"

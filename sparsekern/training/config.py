@@ -5,8 +5,9 @@ from pathlib import Path
 
 from sparsekern.training.data import DATASETS
 
-#: Settings that say where and how often, not what is computed; a resumed run may change them.
-FREE = frozenset({"out", "resume", "overwrite", "data_dir", "download", "checkpoint_every", "eval_every", "eval_batch", "progress"})
+#: Settings that say where and how often, not what is computed; a resumed run may change them. The algorithm compares its own.
+FREE = frozenset({"out", "resume", "overwrite", "data_dir", "download", "checkpoint_every", "eval_every", "eval_batch", "progress",
+                  "device", "threads", "sparsity", "options"})
 
 
 class ConfigError(ValueError):
@@ -23,7 +24,7 @@ class TrainConfig:
     download: bool = False                          # fetch CIFAR into data_dir through torchvision if it is not there
     subset: int | None = None                       # use only the first so many training images
     augment: bool = True                            # random crop and flip (digits: shifts by at most one pixel)
-    model: str = "small_cnn"                        # mlp, mlp:W1,W2, small_cnn, resnet20, resnet32, resnet56, resnet18, wrn32-ast, wrn-22-2, torchvision:NAME or timm:NAME
+    model: str = "small_cnn"                        # e.g. mlp:300,100, small_cnn, resnet20, wrn32-ast, torchvision:NAME or timm:NAME
     sparsity: tuple[float, ...] | None = None       # one sparsity in [0, 1) per sub-net, e.g. 0.9,0.95,0.98; default: the algorithm's
     epochs: int = 20                                # passes over the training images
     batch_size: int = 128                           # images per step; the last, short batch of an epoch is left out
@@ -106,7 +107,8 @@ class TrainConfig:
         return {**values, **options}
 
     def identity(self) -> dict:
-        """The settings that decide the result. Two runs with equal identities on one machine are equal bit for bit."""
+        """The settings that decide the result, the algorithm's own aside. Two runs that agree in them are equal bit for bit on one
+        machine with one number of threads."""
         return {name: value for name, value in self.to_dict().items() if name not in FREE}
 
 

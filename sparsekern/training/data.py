@@ -5,7 +5,6 @@ resume at any step without a stored random state, and CPU and GPU see the same b
 """
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch

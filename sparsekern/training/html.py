@@ -19,7 +19,8 @@ section, figure { background: var(--paper); border: 1px solid var(--line); borde
 .card b { display: block; font-size: 21px; font-variant-numeric: tabular-nums; } .card span { color: var(--soft); font-size: 13px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 7px 10px; border-bottom: 1px solid var(--line); } tr:last-child td { border-bottom: 0; }
-th { color: var(--soft); font-weight: 600; font-size: 13px; } th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
+th { color: var(--soft); font-weight: 600; font-size: 13px; }
+th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
 .wide { overflow-x: auto; } .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 16px; }
 .grid figure { margin: 0; } figure.full { grid-column: 1 / -1; } img { width: 100%; height: auto; display: block; margin-top: 8px; }
 pre { margin: 8px 0 0; overflow-x: auto; font-size: 13px; } summary { cursor: pointer; font-weight: 600; }
@@ -31,7 +32,8 @@ def render(report: dict) -> str:
     """The page as text. Without matplotlib it has the numbers and says why the plots are missing."""
     title = f"{report['algorithm']} on {report['data']}, {report['model']}"
     return "\n".join([
-        "<!doctype html>", '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{_text(title)}</title><style>{STYLE}</style></head><body><main>",
         f"<h1>{_text(title)}</h1>", f'<p class="lead">{_lead(report)}</p>',
         _cards(report), _table(report["subnets"]), _figures(report), _details(report), "</main></body></html>", ""])
@@ -39,7 +41,8 @@ def render(report: dict) -> str:
 
 def _lead(report: dict) -> str:
     device, commit = report["device"], report["commit"]
-    parts = [f"{report['epochs']} epochs of {report['steps_per_epoch']} steps, {report['train_images']:,} training images, seed {report['seed']}",
+    parts = [f"{report['epochs']} epochs of {report['steps_per_epoch']} steps, {report['train_images']:,} training images",
+             f"seed {report['seed']}",
              f"{device['name']}" + (f", {device['threads']} threads" if device["type"] == "cpu" else ""),
              f"torch {report['versions']['torch']}", f"sparsekern {report['versions']['sparsekern']}"]
     if commit:
@@ -50,7 +53,8 @@ def _lead(report: dict) -> str:
 def _cards(report: dict) -> str:
     share = report["training_flops"] / report["dense_training_flops"] if report["dense_training_flops"] else 0
     subnets = report["subnets"]
-    entries = [(f"{report['mean_accuracy']:.2%}", "mean test accuracy of " + (f"{len(subnets)} sub-nets" if len(subnets) > 1 else "the net")),
+    nets = f"mean test accuracy of {len(subnets)} sub-nets" if len(subnets) > 1 else "test accuracy"
+    entries = [(f"{report['mean_accuracy']:.2%}", nets),
                (f"{report['prunable']:,}", "prunable weights"), (f"{report['training_flops']:.3g}", "training FLOPs"),
                (f"{share:.2f}&times;", "of a dense run's FLOPs"), (_duration(report["wall_seconds"]), "wall time")]
     inner = (report["metrics"].get("sign_ratio") or {}).get("inner") or {}
@@ -61,7 +65,8 @@ def _cards(report: dict) -> str:
 
 
 def _table(subnets: list[dict]) -> str:
-    head = ("sub-net", "pattern", "target sparsity", "sparsity", "of all parameters", "nonzeros", "test accuracy", "test loss", "forward FLOPs")
+    head = ("sub-net", "pattern", "target sparsity", "sparsity", "of all parameters", "nonzeros", "test accuracy", "test loss",
+            "forward FLOPs")
     rows = []
     for s in subnets:
         cells = (_text(s["name"]), _text(s["pattern"]), _percent(s["target_sparsity"]), _percent(s["sparsity"], 4),

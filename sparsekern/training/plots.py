@@ -106,7 +106,7 @@ def _layer_axis(axis, names: list[str]) -> None:
     axis.set_xlim(-0.7, len(names) - 0.3)
     if len(names) <= 40:
         short = [name.removesuffix(".weight") for name in names]
-        axis.set_xticks(range(len(names)), short, rotation=90 if max(map(len, short)) > 4 else 0, fontsize=8)
+        axis.set_xticks(range(len(names)), short, rotation=90 if len(names) > 6 else 0, fontsize=8)
     else:
         axis.set_xlabel("layer")
     axis.grid(axis="x", visible=False)
@@ -160,12 +160,27 @@ def layers(report: dict):
     return figure
 
 
+def projections(report: dict):
+    rates = (report["metrics"].get("projection") or {}).get("per_layer")
+    if not rates or not report["metrics"]["projection"]["steps"]:
+        return None
+    with _figure(5.6, 3.2) as (figure, axes):
+        axis = axes[0, 0]
+        axis.bar(range(len(rates)), list(rates.values()), color=COLORS[0], width=0.8)
+        axis.set_ylabel("share of steps")
+        _percent_axis(axis.yaxis)
+        _layer_axis(axis, list(rates))
+    return figure
+
+
 #: title, caption, full width, function
 PLOTS = (
     ("Accuracy", "Test accuracy of every sub-net.", False, accuracy),
     ("Training loss", "Mean loss of the mini-batches that trained each sub-net.", False, training_loss),
     ("Conflicts between sub-nets", "Sign of the inner product of consecutive gradients, whole model, share per epoch.", True, conflicts),
-    ("Non-overlap of the masks", "Positions that only one of two sub-nets has, per layer, beside the least their sparsities allow.", True, overlap),
+    ("Non-overlap of the masks", "Positions that only one of two sub-nets has, per layer, beside the least their sparsities allow.", True,
+     overlap),
     ("Layer-wise sparsity", "At the end of the run; upwards is denser.", True, layers),
     ("Sparsity over time", "Over all prunable weights together.", False, sparsity),
+    ("Corrections", "Share of the eligible steps in which a layer's gradient was projected.", False, projections),
 )

@@ -71,7 +71,8 @@ class Lines(Silent):
         if time.monotonic() - self.shown > PLAIN_SECONDS:
             self.shown = time.monotonic()
             now = live()
-            self.say(f"  step {step}/{self.total} loss {now['loss']:.3f} {now['subnet']} accuracy {now['accuracy']:.1%} left {self._left()}")
+            known = "" if now["accuracy"] is None else f"accuracy {now['accuracy']:.1%} "       # none before the first evaluation
+            self.say(f"  step {step}/{self.total} loss {now['loss']:.3f} {now['subnet']} {known}left {self._left()}")
 
     def epoch(self, row: Mapping) -> None:
         self.shown = time.monotonic()
@@ -83,13 +84,13 @@ class Bar(Silent):
     """rich's progress bar; epochs with an evaluation leave a line above it."""
 
     def __init__(self, total: int, per_epoch: int):
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
         self.total, self.per_epoch = total, per_epoch
-        self.bar = Progress(TextColumn("epoch {task.fields[epoch]}"), BarColumn(bar_width=None), TextColumn("{task.percentage:>3.0f}%"),
-                            TextColumn("{task.fields[live]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-                            refresh_per_second=4)
+        time_left = TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True, min_width=5))
+        self.bar = Progress(TextColumn("epoch {task.fields[epoch]}"), BarColumn(bar_width=12), TextColumn("{task.fields[live]}"),
+                            TextColumn("left"), time_left, refresh_per_second=4)
         self.task = self.bar.add_task("train", total=total, epoch=f"1/{total // per_epoch}", live="")
-        self.sparsities = ""
         self.read = 0.0
 
     def begin(self, step: int) -> None:
@@ -106,8 +107,8 @@ class Bar(Silent):
         now = live()
         epoch = f"{min(step // self.per_epoch + 1, self.total // self.per_epoch)}/{self.total // self.per_epoch}"
         sparsity = " ".join(f"{value:.1%}" for value in now["sparsities"])
-        self.bar.update(self.task, completed=step, epoch=epoch, live=f"loss {now['loss']:.3f}  {now['subnet']} {now['accuracy']:.0%}  "
-                                                                     f"sparsity {sparsity}")
+        live = f"loss {now['loss']:.3f}  {now['subnet']} {_percent(now['accuracy'])}  sparsity {sparsity}"
+        self.bar.update(self.task, completed=step, epoch=epoch, live=live)
 
     def epoch(self, row: Mapping) -> None:
         if row["subnets"]:
@@ -130,6 +131,10 @@ def table(subnets: list[Mapping]) -> str:
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     return "\n".join("  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
                      for row in [head, tuple("-" * w for w in widths), *rows])
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def _share(value: float | None) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 import sparsekern
+from sparsekern._machine import cpu_name
 from sparsekern._native import native
 from sparsekern.training.html import render
 
@@ -53,7 +54,8 @@ def rerender(directory: Path) -> Path:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path} does not exist; it is written when a run ends (an interrupted one goes on with --resume)") from error
+        raise FileNotFoundError(f"{path} does not exist; it is written when a run ends (an interrupted one goes on with "
+                                f"--resume)") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     target = path.with_name("report.html")
@@ -91,14 +93,6 @@ def device_info(device: torch.device) -> dict:
         info["name"] = torch.cuda.get_device_name(device)
         info["memory"] = torch.cuda.get_device_properties(device).total_memory
     return info
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def commit() -> str | None:

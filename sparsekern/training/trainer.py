@@ -5,6 +5,8 @@ anywhere goes on bit for bit.
 """
 import contextlib
 import dataclasses
+import importlib.util
+import json
 import math
 import signal
 import threading
@@ -16,8 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern.training import report as reports
-from sparsekern.training.checkpoint import (CheckpointError, check_model, checkpoint_files, load_newest, load_optimizer, optimizer_tensors,
-                                            save_checkpoint)
+from sparsekern.training.checkpoint import (
+    CheckpointError,
+    check_model,
+    checkpoint_files,
+    load_newest,
+    load_optimizer,
+    optimizer_tensors,
+    save_checkpoint,
+)
 from sparsekern.training.config import ConfigError, TrainConfig, differences, write_config
 from sparsekern.training.data import Batches, load_dataset, seed_of
 from sparsekern.training.flops import TrainingFlops, layer_flops, sparse_flops
@@ -90,13 +99,16 @@ class Run:
         self.config, self.device, self.out = config, device, Path(config.out)
         self.checkpoints = self.out / "checkpoints"
         prepare_directory(config)
-        data = load_dataset(config.data, config.data_dir, download=config.download, subset=config.subset)
-        self.data = data.to(device)
-        self.batches = Batches(self.data, config.batch_size, config.seed, config.augment)
+        try:
+            data = load_dataset(config.data, config.data_dir, download=config.download, subset=config.subset)
+            self.data = data.to(device)
+            self.batches = Batches(self.data, config.batch_size, config.seed, config.augment)
+            torch.manual_seed(seed_of("model", config.seed))
+            self.model = build_model(config.model, classes=data.classes, shape=data.shape)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         self.per_epoch = self.batches.per_epoch
         self.total = config.epochs * self.per_epoch
-        torch.manual_seed(seed_of("model", config.seed))
-        self.model = build_model(config.model, classes=data.classes, shape=data.shape)
         self.dense_flops = layer_flops(self.model, data.shape)
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model.to(device=device, memory_format=self.memory_format)
@@ -193,23 +205,24 @@ class Run:
         self.progress.step(self.step, lambda: self._live(subnet, loss))
 
     def _live(self, subnet: str, loss: Tensor) -> dict:
-        """What the bar shows; reads back from the device."""
-        last = next((row["subnets"][subnet]["accuracy"] for row in reversed(self.history) if row["subnets"]), 0.0)
-        return {"subnet": subnet, "loss": loss.item(), "accuracy": last, "sparsities": [self.sparsifier.masks.sparsity(name) for name in self.subnets]}
+        """What the bar shows (the accuracy is that of the last evaluation); reads back from the device."""
+        last = next((row["subnets"][subnet]["accuracy"] for row in reversed(self.history) if row["subnets"]), None)
+        sparsities = [self.sparsifier.masks.sparsity(name) for name in self.subnets]
+        return {"subnet": subnet, "loss": loss.item(), "accuracy": last, "sparsities": sparsities}
 
     def _end_epoch(self) -> None:
         epoch = self.step // self.per_epoch
         sums = self.loss_sums.tolist()
         if not all(map(math.isfinite, sums)):
-            raise TrainingError(f"the loss is not finite in epoch {epoch} (step {self.step}); the last checkpoint is from before that epoch. "
+            raise TrainingError(f"the loss is not finite in epoch {epoch} (up to step {self.step}). "
                                 f"Lower --lr (now {self.config.lr:g}), add --warmup_epochs or set --max_norm")
         due = epoch % self.config.eval_every == 0 or self.step == self.total
         row = {
-            "epoch": epoch, "step": self.step, "lr": self.optimizer.param_groups[0]["lr"],
+            "epoch": epoch, "step": self.step, "lr": learning_rate(self.config, self.step - 1, self.total, self.per_epoch),
             "train_loss": sum(sums) / max(1, sum(self.loss_counts)),
             "train_loss_by_subnet": {name: s / n if n else None for name, s, n in zip(self.subnets, sums, self.loss_counts)},
             "training_flops": self.flops.total,
-            "subnets": {name: {**self.evaluate(name), "sparsity": self.sparsifier.masks.sparsity(name)} for name in self.subnets} if due else {},
+            "subnets": self._evaluate_all() if due else {},
             "sign_ratio": self.sparsifier.metrics().get("sign_ratio"),
             "seconds": self.elapsed(),
         }
@@ -224,9 +237,11 @@ class Run:
         finalize = getattr(self.sparsifier, "finalize", None)
         if finalize is not None and "finalized" not in self.history[-1]:
             finalize(lambda name: self.evaluate(name)["accuracy"])
-            self.history[-1].update(finalized=True, subnets={name: {**self.evaluate(name), "sparsity": self.sparsifier.masks.sparsity(name)}
-                                                             for name in self.subnets})
+            self.history[-1].update(finalized=True, subnets=self._evaluate_all())
             self.save()
+
+    def _evaluate_all(self) -> dict[str, dict]:
+        return {name: {**self.evaluate(name), "sparsity": self.sparsifier.masks.sparsity(name)} for name in self.subnets}
 
     @torch.no_grad()
     def evaluate(self, name: str) -> dict:
@@ -276,12 +291,17 @@ class Run:
         tensors |= {f"optimizer/{name}": value for name, value in momenta.items()}
         tensors |= {f"sparsifier/{name}": value for name, value in state["tensors"].items()}
         tensors["trainer/loss_sums"] = self.loss_sums
-        meta = {"step": self.step, "config": self.config.identity(), "optimizer": numbers, "sparsifier": state["meta"],
+        meta = {"step": self.step, "config": self.identity(), "optimizer": numbers, "sparsifier": state["meta"],
                 "history": self.history, "loss_counts": self.loss_counts, "flops": self.flops.state_dict(), "seconds": self.elapsed()}
         return save_checkpoint(self.checkpoints, tensors, reports.finite(meta))
 
+    def identity(self) -> dict:
+        """What a checkpoint must agree with: the run's settings and the algorithm's, defaults filled in."""
+        own = json.loads(json.dumps(dataclasses.asdict(self.sparsifier.config)))
+        return self.config.identity() | {name: value for name, value in own.items() if name != "total_steps"}
+
     def _accept(self, tensors: dict[str, Tensor], meta: dict) -> None:
-        changed = differences(meta["config"], self.config.identity())
+        changed = differences(meta["config"], self.identity())
         if changed:
             raise CheckpointError("it is of a run with other settings: " + "; ".join(changed))
         check_model(tensors, self.model.state_dict(), "model/")
@@ -296,7 +316,10 @@ class Run:
                 for kind in ("model", "optimizer", "sparsifier")}
         self.model.load_state_dict(part["model"])
         load_optimizer(self.optimizer, part["optimizer"], meta["optimizer"])
-        self.sparsifier.load_state_dict({"tensors": part["sparsifier"], "meta": meta["sparsifier"]})
+        try:
+            self.sparsifier.load_state_dict({"tensors": part["sparsifier"], "meta": meta["sparsifier"]})
+        except ValueError as error:
+            raise CheckpointError(f"the checkpoint of step {meta['step']} does not fit this run: {error}") from error
         self.loss_sums.copy_(tensors["trainer/loss_sums"])
         self.step, self.history, self.loss_counts = meta["step"], meta["history"], meta["loss_counts"]
         self.flops.load_state_dict(meta["flops"])
@@ -340,6 +363,8 @@ class Run:
 
 def prepare_directory(config: TrainConfig) -> None:
     """Make `out`, refuse one that holds another run, and clear ours from it with overwrite."""
+    if importlib.util.find_spec("safetensors") is None:
+        raise ConfigError("checkpoints need safetensors: pip install 'sparsekern[train]'")
     out = Path(config.out)
     held = [out / name for name in ("config.yaml", "report.json", "report.html") if (out / name).exists()]
     held += checkpoint_files(out / "checkpoints")

@@ -7,14 +7,22 @@ from torch import nn
 
 from sparsekern.training import CheckpointError
 from sparsekern.training import checkpoint as module
-from sparsekern.training.checkpoint import (check_model, checkpoint_files, load_checkpoint, load_newest, load_optimizer, optimizer_tensors,
-                                            save_checkpoint)
+from sparsekern.training.checkpoint import (
+    check_model,
+    checkpoint_files,
+    load_checkpoint,
+    load_newest,
+    load_optimizer,
+    optimizer_tensors,
+    save_checkpoint,
+)
 
 
 def _tensors(seed):
     torch.manual_seed(seed)
     return {"model/w": torch.randn(5, 3, 4, 4).contiguous(memory_format=torch.channels_last), "model/n": torch.tensor(seed),
-            "half": torch.randn(7).bfloat16(), "mask": torch.rand(9) > 0.5, "empty": torch.empty(0, 3), "words": torch.arange(4, dtype=torch.int32)}
+            "half": torch.randn(7).bfloat16(), "mask": torch.rand(9) > 0.5, "empty": torch.empty(0, 3),
+            "words": torch.arange(4, dtype=torch.int32)}
 
 
 def _nothing(tensors, meta):
@@ -30,6 +38,13 @@ def test_round_trip_is_exact_to_the_memory_order(tmp_path):
     assert loaded.keys() == tensors.keys()
     for name, value in tensors.items():
         assert torch.equal(loaded[name], value) and loaded[name].dtype == value.dtype and loaded[name].stride() == value.stride()
+
+
+def test_tensors_that_share_memory(tmp_path):
+    base = torch.arange(12.0)
+    path = save_checkpoint(tmp_path, {"a": base, "b": base, "c": base[3:7], "d": base.view(3, 4).t()}, {"step": 1})
+    loaded, _ = load_checkpoint(path)
+    assert torch.equal(loaded["b"], base) and torch.equal(loaded["c"], base[3:7]) and torch.equal(loaded["d"], base.view(3, 4).t())
 
 
 def test_keeps_the_newest_and_the_one_before(tmp_path):

@@ -1,0 +1,106 @@
+// How a list of tensors is laid over a persistent grid. Plain host arithmetic, free of CUDA and torch, so that it is
+// tested by itself; `piece_at` also runs in the kernels.
+//
+// A launcher of this room takes raw pointers, sizes, scalars, device properties and a stream, and returns a status. It
+// never allocates, synchronises or reads device memory, so every launch can be captured in a CUDA graph. One that needs
+// scratch memory takes `void* workspace` and has a pure `<op>_workspace_bytes` beside it; the binding allocates.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define SK_HOST_DEVICE __host__ __device__
+#else
+#define SK_HOST_DEVICE
+#endif
+
+typedef struct CUstream_st* cudaStream_t;  // as cuda_runtime.h has it
+
+namespace sparsekern::cuda {
+
+enum class DType : int8_t { f32, bf16, f16 };
+
+// What launchers need to know of a device; the binding asks once per device.
+struct DeviceProps {
+  int sms;
+};
+
+constexpr size_t kParameterBytes = 32764;  // of a kernel: CUDA 12.1 and later, sm_70 and later
+constexpr int kThreads = 256;
+
+// Tensors are cut in pieces of `piece` elements. Whole pieces come first, all tensors' in order, then one remainder per
+// tensor (it may be empty). Block b does pieces b, b + grid, ...: whole pieces keep the blocks level, and the remainders
+// fill the gap behind them.
+struct ListPlan {
+  int piece = 0, grid = 0;
+  int64_t whole = 0, pieces = 0;
+};
+
+struct Piece {
+  int tensor;
+  int64_t begin, end;
+};
+
+// Elements that cost as much as starting a piece (table look-up, pipeline fill): a guess until measured. It only sways the
+// choice between piece sizes.
+constexpr int64_t kPieceCost = 64;
+
+// Chooses the piece size and writes each entry's `first`: the number of its first whole piece. Entries have `numel`.
+template <class Entry>
+ListPlan plan_list(Entry* entries, size_t count, const DeviceProps& props, int blocks_per_sm) {
+  const int64_t slots = static_cast<int64_t>(props.sms) * blocks_per_sm;
+  ListPlan best;
+  int64_t best_cost = 0;
+  // Multiples of 1024: every thread has a 16-byte group, and packed mask words never straddle two pieces.
+  for (int piece = 8192; piece >= 1024; piece -= 1024) {
+    int64_t whole = 0;
+    for (size_t t = 0; t < count; ++t) whole += entries[t].numel / piece;
+    const int64_t pieces = whole + static_cast<int64_t>(count);
+    const int64_t cost = (pieces + slots - 1) / slots * (piece + kPieceCost);  // of the longest block
+    if (best.piece == 0 || cost < best_cost) {
+      best_cost = cost;
+      best.piece = piece;
+      best.whole = whole;
+      best.pieces = pieces;
+    }
+  }
+  best.grid = static_cast<int>(best.pieces < slots ? best.pieces : slots);
+  int64_t first = 0;
+  for (size_t t = 0; t < count; ++t) {
+    entries[t].first = static_cast<int32_t>(first);
+    first += entries[t].numel / best.piece;
+  }
+  return best;
+}
+
+// Invariant: 0 <= k < plan.pieces. Of tensors that share a `first`, only the last one has whole pieces.
+template <class Entry>
+SK_HOST_DEVICE inline Piece piece_at(const Entry* entries, const ListPlan& plan, int64_t k) {
+  if (k >= plan.whole) {
+    const int tensor = static_cast<int>(k - plan.whole);
+    const int64_t numel = entries[tensor].numel;
+    return {tensor, numel - numel % plan.piece, numel};
+  }
+  int low = 0, high = static_cast<int>(plan.pieces - plan.whole);  // the last entry with first <= k is in [low, high)
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (entries[middle].first <= k) low = middle;
+    else high = middle;
+  }
+  const int64_t begin = (k - entries[low].first) * plan.piece;
+  return {low, begin, begin + plan.piece};
+}
+
+// A list longer than one launch's parameters hold is split evenly: a second launch costs less than a table in device
+// memory that must be cached, refreshed and kept alive under a CUDA graph.
+template <class Entry, class Fn>
+int each_launch(Entry* entries, size_t count, size_t capacity, const Fn& fn) {
+  const size_t launches = (count + capacity - 1) / capacity;
+  for (size_t n = 0; n < launches; ++n) {
+    const size_t begin = count * n / launches, end = count * (n + 1) / launches;
+    if (const int status = fn(entries + begin, end - begin)) return status;
+  }
+  return 0;
+}
+
+}  // namespace sparsekern::cuda

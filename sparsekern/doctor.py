@@ -1,0 +1,199 @@
+"""sparsekern doctor: what is live on this machine and why the rest is not, and every op checked against its reference."""
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sparsekern import __version__, ops
+from sparsekern._machine import cpu_name
+from sparsekern._native import native
+from sparsekern.ops._register import has_kernel, triton_reason
+from sparsekern.testing import assert_close
+
+SHAPES = [(33, 5), (), (1025,), (2, 3, 5, 7), (0, 4)]      # odd sizes, a scalar, an empty one
+SGD = {"weight_decay": 0.01, "momentum": 0.9, "lr": 0.1, "dampening": 0.0, "nesterov": True, "maximize": False, "is_first_step": False}
+
+
+def doctor(say: Callable[[str], None] = print) -> int:
+    """Print the findings; 1 if an op disagrees with its reference, else 0."""
+    say(f"sparsekern {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
+    for name, finding in environment():
+        say(f"  {name:<12} {finding}")
+    devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
+    started, faults = time.perf_counter(), 0
+    say("self-test of every op against its reference")
+    for name in ops.op_names():
+        findings = [finding for device in devices for finding in check(name, device)]
+        faults += sum(not agrees for _, agrees, _ in findings)
+        good = ", ".join(where for where, agrees, _ in findings if agrees)
+        say(f"  {name:<32} " + (f"{good} ok" if good else "" if findings else "reference only" if name in MAKERS else "no self-test"))
+        for where, agrees, reason in findings:
+            if not agrees:
+                say(f"    {where}: DISAGREES: {reason}")
+    seconds = time.perf_counter() - started
+    say(f"{faults} disagree{'s' if faults == 1 else ''} with the reference ({seconds:.1f} s)" if faults else f"all agree ({seconds:.1f} s)")
+    return 1 if faults else 0
+
+
+def environment() -> list[tuple[str, str]]:
+    """(what, its state) for every backend and tool."""
+    found = [("CPU", f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"), ("references", "live")]
+    state = f"live, {native.isa}, built against torch {native.torch}" if native.available else f"not live: {native.reason}"
+    found.append(("C++ kernels", state))
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        found.append(("GPU", f"{properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.0f} GiB"))
+    else:
+        reason = "this torch is a CPU build" if torch.version.cuda is None else f"torch {torch.__version__} finds no usable GPU or driver"
+        found.append(("GPU", f"none: {reason}"))
+    if native.cuda:
+        state = f"built for {native.arches}" + ("" if torch.cuda.is_available() else "; not live: no GPU")
+    else:
+        state = "not live: not built (needs nvcc at install time; SPARSEKERN_CUDA=1 says what is missing)"
+    found.append(("CUDA kernels", state))
+    reason = triton_reason()
+    if reason is None:
+        import triton
+        state = f"{triton.__version__}, " + ("live" if torch.cuda.is_available() else "not live: no GPU")
+        if os.environ.get("TRITON_INTERPRET") == "1":
+            state += " (TRITON_INTERPRET=1: interpreted)"
+    else:
+        state = f"not live: {reason}"
+    found.append(("Triton", state))
+    found.append(("nvcc", _nvcc()))
+    return found
+
+
+def check(name: str, device: torch.device) -> list[tuple[str, bool, str]]:
+    """(implementation and device, agrees, why not) for each compiled implementation of an op that runs on `device`."""
+    if name not in MAKERS:
+        return []
+    results = []
+    for implementation, function in ops.implementations(name).items():
+        if implementation not in (("cpu",) if device.type == "cpu" else ("cuda", "triton")):
+            continue
+        if implementation == "cuda" and not has_kernel(name, "CUDA"):
+            continue
+        try:
+            want, got = _run(ops.implementations(name)["reference"], name, device), _run(function, name, device)
+            reason = _compare(got, want)
+        except Exception as error:                         # a kernel that does not even run is a finding, too
+            reason = f"{type(error).__name__}: {error}"
+        results.append((f"{implementation}", reason == "", reason))
+    return results
+
+
+@torch.no_grad()
+def _run(function: Callable, name: str, device: torch.device) -> list[Tensor]:
+    """What the op returns and what it leaves in its arguments."""
+    arguments, options = MAKERS[name](torch.Generator().manual_seed(0))
+    arguments, options = _to(arguments, device), _to(options, device)
+    returned = function(*arguments, **options)
+    return _tensors([returned, arguments, options])
+
+
+def _compare(got: list[Tensor], want: list[Tensor]) -> str:
+    if len(got) != len(want):
+        return f"{len(got)} tensors, expected {len(want)}"
+    try:
+        for one, other in zip(got, want):
+            if other.is_floating_point():
+                assert_close(one, other, dtype=other.dtype, reduction=4096)
+            elif one.shape != other.shape or one.dtype != other.dtype or not torch.equal(one, other):
+                return f"a {other.dtype} result of shape {list(other.shape)} differs"
+    except AssertionError as error:
+        return str(error)
+    return ""
+
+
+def _tensors(value) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [tensor for entry in values for tensor in _tensors(entry)]
+
+
+def _to(value, device: torch.device):
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _to(entry, device) for key, entry in value.items()}
+    return type(value)(_to(entry, device) for entry in value) if isinstance(value, list | tuple) else value
+
+
+# ---- inputs for every op ----
+
+def _floats(draw: torch.Generator) -> list[Tensor]:
+    return [torch.randn(shape, generator=draw) for shape in SHAPES]
+
+
+def _masks(draw: torch.Generator, shapes=None) -> list[Tensor]:
+    return [torch.rand(shape, generator=draw) < 0.4 for shape in shapes or SHAPES]
+
+
+def _bits(draw):
+    return [ops.pack_mask(mask) for mask in _masks(draw)]
+
+
+def _update(draw, *, projected: bool, tensor_lr: bool):
+    """params, gradient(s), momenta, masks in both spellings and with a dense one, and the numbers of SGD."""
+    masks = _masks(draw)
+    masks[2], masks[3] = ops.pack_mask(masks[2]), torch.empty(0, dtype=torch.bool)
+    lists = [_floats(draw) for _ in range(4 if projected else 3)]
+    numbers = SGD | ({"lr": torch.tensor(0.1)} if tensor_lr else {})
+    return [*lists, masks], numbers | ({"per_tensor": True, "stats": torch.zeros(len(SHAPES), 4)} if projected else {})
+
+
+def _packed(draw):
+    gradient = torch.randn(40, generator=draw)
+    index = torch.randperm(40, generator=draw)[:13].sort().values
+    return [[torch.randn(13, generator=draw), torch.randn(7, generator=draw)], [gradient, torch.randn(7, generator=draw)],
+            [torch.randn(13, generator=draw), torch.randn(7, generator=draw)], [index, None]], dict(SGD)
+
+
+def _prune(draw, k):
+    shapes = [(33, 5), (1025,), (2, 3, 5, 7)]
+    floats = [[torch.randn(shape, generator=draw) for shape in shapes] for _ in range(2)]
+    return [_masks(draw, shapes), *floats, k, k], {}
+
+
+_K = [20, 1, 300, 0, 0]
+MAKERS: dict[str, Callable[[torch.Generator], tuple[list, dict]]] = {
+    "pack_mask": lambda draw: ([_masks(draw)[0]], {}),
+    "unpack_mask": lambda draw: ([_bits(draw)[0], list(SHAPES[0])], {}),
+    "mask_stats": lambda draw: ([_masks(draw), _masks(draw)], {}),
+    "masked_weight": lambda draw: ([_floats(draw)[0], _masks(draw)[0]], {}),
+    "masked_weight.list": lambda draw: ([_floats(draw), _masks(draw)], {}),
+    "is_clean": lambda draw: ([_floats(draw), _floats(draw), _masks(draw)], {}),
+    "masked_sgd_": lambda draw: _update(draw, projected=False, tensor_lr=False),
+    "masked_sgd_.tensor_lr": lambda draw: _update(draw, projected=False, tensor_lr=True),
+    "packed_sgd_": _packed,
+    "project_conflict_": lambda draw: ([_floats(draw), _floats(draw)], {"masks": _masks(draw), "stats": torch.zeros(1, 4)}),
+    "project_conflict_sgd_": lambda draw: _update(draw, projected=True, tensor_lr=False),
+    "project_conflict_sgd_.tensor_lr": lambda draw: _update(draw, projected=True, tensor_lr=True),
+    "topk_mask": lambda draw: ([_floats(draw), torch.tensor(_K)], {}),
+    "topk_mask.int_k": lambda draw: ([_floats(draw), [400]], {"global_": True}),
+    "select_threshold": lambda draw: ([_floats(draw), torch.tensor(_K)], {}),
+    "select_threshold.int_k": lambda draw: ([_floats(draw), [400]], {"global_": True}),
+    "prune_regrow_": lambda draw: _prune(draw, torch.tensor([9, 40, 0])),
+    "prune_regrow_.int_k": lambda draw: _prune(draw, [9, 40, 0]),
+}
+
+
+# ---- the machine ----
+
+def _nvcc() -> str:
+    path = shutil.which("nvcc") or (shutil.which("nvcc", path="/usr/local/cuda/bin"))
+    if path is None:
+        return "not found (needed only to build the CUDA kernels)"
+    try:
+        text = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{path} does not run: {error}"
+    release = next((line.strip() for line in text.splitlines() if "release" in line), "")
+    return f"{path}, {release}"
