@@ -51,7 +51,7 @@ def extension():
     headers = sorted(str(p) for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".cuh"))
     # No -march: variants for AVX2 and AVX-512 are picked at run time. No contraction: every variant rounds alike.
     cxx = ["-O2", "-g0", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-Wall", "-Wextra",
-           "-Wno-maybe-uninitialized", "-Wno-unused-parameter", "-Wno-unknown-pragmas"]
+           "-Wno-maybe-uninitialized", "-Wno-uninitialized", "-Wno-unused-parameter", "-Wno-unknown-pragmas"]
     nvcc = ["-O3", "--threads", "2", "-Xptxas", "-v", "-Xcompiler", "-ffp-contract=off"]
     link, macros = ["-fopenmp"], []
     if home:

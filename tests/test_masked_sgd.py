@@ -168,12 +168,16 @@ def test_outside_is_never_touched(n, density, outside, packed, seed):
         assert not param.isnan().any()
 
 
-def test_hidden_nan_bits_survive_keep():
-    # A signalling pattern, a payload and a negative zero come back bit for bit.
-    bits = torch.tensor([0x7FA00001, 0x7FC12345, -0x80000000, 5], dtype=torch.int32)
-    param = bits.view(torch.float32).clone()
-    ops.masked_sgd_([param], [torch.ones(4)], [], [torch.zeros(4, dtype=torch.bool)], lr=0.1)
-    assert torch.equal(param.view(torch.int32), bits)
+@pytest.mark.parametrize("dtype, bits", [
+    (torch.float32, [0x7FA00001, 0x7FC12345, -0x80000000, 5]), (torch.bfloat16, [0x7F81, 0x7FD3, -0x8000, 5]),
+    (torch.float16, [0x7C01, 0x7E7F, -0x8000, 5])], ids=str)
+def test_hidden_nan_bits_survive_keep(isa, dtype, bits):
+    # A signalling NaN, a payload, a negative zero and a subnormal come back bit for bit, over a tail and over whole lanes.
+    whole = torch.int32 if dtype == torch.float32 else torch.int16
+    bits = torch.tensor(bits, dtype=whole).repeat(5)
+    param, buffer = bits.view(dtype).clone(), bits.view(dtype).clone()
+    ops.masked_sgd_([param], [torch.ones(20, dtype=dtype)], [buffer], [torch.zeros(20, dtype=torch.bool)], lr=0.1, momentum=0.9)
+    assert torch.equal(param.view(whole), bits) and torch.equal(buffer.view(whole), bits)
 
 
 def test_nan_in_an_active_gradient_propagates():

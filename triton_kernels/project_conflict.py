@@ -248,3 +248,27 @@ def project_conflict_sgd_(params, g_i, g_j, momentum_buffers, masks, *, weight_d
                 LR_TENSOR=isinstance(lr, torch.Tensor), SCALE=grad_scale is not None, FOUND=found_inf is not None,
                 DECAY=weight_decay != 0, MOMENTUM=momentum != 0,
                 NESTEROV=nesterov, MAXIMIZE=maximize, FIRST=is_first_step, ZERO=outside == "zero", BLOCK=BLOCK)
+
+
+def _row(kernel, name, signature, **constants):
+    return {"kernel": kernel, "name": name, "signature": signature | dict.fromkeys(constants, "constexpr"), "constexprs": constants,
+            "attrs": {(i,): [["tt.divisibility", 16]] for i in range(2)}}
+
+
+_DOTS = {"mask": "*u8", "partials": "*fp32", "first": "i32", "n": "i64"}
+_JUDGE = {"partials": "*fp32", "first": "i32", "count": "i32", "row": "i32", "eps": "*fp64", "found_inf": "*fp32", "coefficients": "*fp32",
+          "stats": "*fp32"}
+_STEP = {"mask": "*u8", "coefficients": "*fp32", "segment": "i32", "n": "i64", "lr": "fp32", "weight_decay": "fp32", "momentum": "fp32",
+         "one_minus_dampening": "fp32", "grad_scale": "*fp32", "found_inf": "*fp32"}
+_PLAIN = {"KIND": BOOLS, "INVERT": False, "OTHER": True, "LR_TENSOR": False, "SCALE": False, "FOUND": False, "DECAY": True, "MOMENTUM": True,
+          "NESTEROV": False, "MAXIMIZE": False, "FIRST": False, "ZERO": False, "BLOCK": BLOCK}
+AOT = [
+    _row(_dots_kernel, "fp32, bool", {"a": "*fp32", "b": "*fp32"} | _DOTS, KIND=BOOLS, INVERT=False, NORM=True, BLOCK=BLOCK),
+    _row(_dots_kernel, "bf16, bits", {"a": "*bf16", "b": "*bf16"} | _DOTS | {"mask": "*i32"}, KIND=BITS, INVERT=False, NORM=False, BLOCK=BLOCK),
+    _row(_judge_kernel, "stats, scaler", _JUDGE, FOUND=True, NORM=True, BLOCK=1024),
+    _row(_subtract_kernel, "fp32, bool", {"a": "*fp32", "b": "*fp32", "mask": "*u8", "coefficients": "*fp32", "segment": "i32", "n": "i64"},
+         KIND=BOOLS, BLOCK=BLOCK),
+    _row(_step_kernel, "fp32, bool", {"param": "*fp32", "a": "*fp32", "b": "*fp32", "buffer": "*fp32"} | _STEP, **_PLAIN),
+    _row(_step_kernel, "bf16 grad, bits, zero, scaler, tensor lr", {"param": "*fp32", "a": "*bf16", "b": "*bf16", "buffer": "*fp32"} | _STEP
+         | {"mask": "*i32", "lr": "*fp32"}, **_PLAIN | {"KIND": BITS, "ZERO": True, "SCALE": True, "FOUND": True, "LR_TENSOR": True}),
+]

@@ -17,16 +17,31 @@ SK_INLINE SgdLanes<A> sgd_step(Vec<A> param, Vec<A> grad, Vec<A> buffer, const S
   return {param - grad * splat(s.lr), buffer};
 }
 
+// Writes x where the mask is on; elsewhere the old bits stay, or +0 is written. Half precision is selected as stored: widening and
+// rounding would quiet a signalling NaN, and hidden bits are promised to stay.
+template <class T>
+SK_INLINE void store_inside(T* at, Vec<Arith<T>> x, Vec<Arith<T>> old, Mask16 inside, bool zero_outside, int count) {
+  if constexpr (sizeof(T) == 2) {
+    uint16_t fresh[16];
+    store(reinterpret_cast<T*>(fresh), x);
+    auto* bits = reinterpret_cast<uint16_t*>(at);
+    for (int k = 0; k < count; ++k) bits[k] = (inside >> k) & 1 ? fresh[k] : zero_outside ? uint16_t(0) : bits[k];
+  } else {
+    store_some(at, select(inside, x, zero_outside ? splat(Arith<T>(0)) : old), count);
+  }
+}
+
 // The update of up to 16 elements: inside the mask the step, outside the old bits or +0.
 template <class P>
 SK_INLINE void sgd_lanes(P* param, Vec<Arith<P>> grad, P* buffer, Mask16 inside, bool dense, int count, const SgdScalars<Arith<P>>& s) {
   using A = Arith<P>;
   const Vec<A> p = load_some(param, count), v = buffer ? load_some(buffer, count) : splat(A(0));
-  SgdLanes<A> next = sgd_step<A>(p, grad, v, s, buffer != nullptr);
-  if (!dense) {
-    next.param = select(inside, next.param, s.zero_outside ? splat(A(0)) : p);
-    next.momentum = select(inside, next.momentum, s.zero_outside ? splat(A(0)) : v);
+  const SgdLanes<A> next = sgd_step<A>(p, grad, v, s, buffer != nullptr);
+  if (dense) {
+    store_some(param, next.param, count);
+    if (buffer) store_some(buffer, next.momentum, count);
+  } else {
+    store_inside(param, next.param, p, inside, s.zero_outside, count);
+    if (buffer) store_inside(buffer, next.momentum, v, inside, s.zero_outside, count);
   }
-  store_some(param, next.param, count);
-  if (buffer) store_some(buffer, next.momentum, count);
 }
