@@ -34,7 +34,10 @@ struct U16 {
 };
 SK_INLINE U16 load(const uint16_t* at) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))}; }
 SK_INLINE void store(uint16_t* at, U16 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), x.v); }
-SK_INLINE U16 keep(Mask16 m, U16 x) { return {_mm256_maskz_mov_epi16(m, x.v)}; }
+SK_INLINE U16 keep(Mask16 m, U16 x) {
+  __asm__("" : "+v"(x.v));  // as in select
+  return {_mm256_maskz_mov_epi16(m, x.v)};
+}
 // 64 bools as 64 bits, and back.
 SK_INLINE uint64_t bits_of_64_bools(const uint8_t* at) {
   const __m512i bytes = _mm512_loadu_si512(at);
