@@ -15,6 +15,9 @@ from sparsekern._native import native  # noqa: E402
 
 def pytest_addoption(parser):
     parser.addoption("--benchmark", action="store_true", help="run benchmarks/ instead of tests/ and print latency reports")
+    # Here and not in benchmarks/conftest.py, which is read too late when only --benchmark is given.
+    parser.addoption("--benchmark-report", metavar="FILE", help="write the rows and targets of the benchmarks as JSON")
+    parser.addoption("--race-rounds", type=int, default=30, help="timed repetitions of each contender (default 30)")
 
 
 def pytest_configure(config):

@@ -55,11 +55,6 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
 
-def pytest_addoption(parser):
-    parser.addoption("--benchmark-report", metavar="FILE", help="write rows and targets as JSON")
-    parser.addoption("--race-rounds", type=int, default=30, help="timed repetitions of each contender (default 30)")
-
-
 def _copy_bandwidth() -> float:
     """GB/s of a large copy, read and written bytes counted: the yardstick of every row."""
     source = torch.rand(64 * 2**20)
