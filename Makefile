@@ -14,7 +14,8 @@ test: .venv/test.stamp                     ## everything that runs without a GPU
 	$(BIN)/pytest
 
 bench: .venv/test.stamp                    ## latency of every op beside its peers
-	OMP_WAIT_POLICY=passive $(BIN)/pytest --benchmark --benchmark-report results/cpu-ops.json
+	OMP_WAIT_POLICY=passive $(BIN)/pytest --benchmark --benchmark-report runs/cpu-ops.json
+	$(BIN)/python benchmarks/report.py runs/cpu-ops.json > runs/cpu-ops.md
 
 gpu:                                       ## on a machine with an NVIDIA GPU and torch installed: build, test, sanitize, measure
 	$(PYTHON) scripts/gpu.py
