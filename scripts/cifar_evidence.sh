@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The CIFAR-10 comparison of results/cifar10: AST-GC against the same without correction, against each sub-net trained alone,
-# and against dense, all for the same steps. Stopped runs are continued where they were.
+# and against dense, all for the same steps. Stopped runs are continued where they were. The figures in results/ were made with
+# OMP_NUM_THREADS=1.
 #     scripts/cifar_evidence.sh DATA_DIR [RUNS_DIR]
 set -euo pipefail
 data=${1:?usage: cifar_evidence.sh DATA_DIR [RUNS_DIR]}
@@ -23,8 +24,10 @@ long=(--model resnet20 --subset 20000 --epochs 6 --eval-every 6 --channels-last 
 short=(--model resnet20 --subset 5000 --epochs 6 --eval-every 6 --channels-last true)
 several=0.9,0.95,0.98
 
-run ast-gc-seed0        ast-gc "${long[@]}" --sparsity "$several"
-run ast-no-gc-seed0     ast-gc "${long[@]}" --sparsity "$several" --gc false
+for seed in 0 1 2; do
+    run "ast-gc-seed$seed"    ast-gc "${long[@]}" --sparsity "$several" --seed "$seed"
+    run "ast-no-gc-seed$seed" ast-gc "${long[@]}" --sparsity "$several" --seed "$seed" --gc false
+done
 run dense-seed0         dense  "${long[@]}"
 for sparsity in 0.9 0.95 0.98; do
     run "alone-$sparsity-seed0" ast-gc "${long[@]}" --sparsity "$sparsity"

@@ -61,8 +61,8 @@ def main() -> None:
           f"{report['versions']['torch']}; commit {', '.join(commits)}.\n")
     print("The images are the real CIFAR-10 images after JPEG compression (quality 75, 4:2:0), so accuracies lie below those of the original data. "
           "The runs are short: they compare methods under equal steps and do not reproduce published accuracies.\n")
-    show("One seed, equal steps", {name: reports for name, reports in found.items() if not name.startswith("short-")})
-    show("Three seeds, short budget", {name: reports for name, reports in found.items() if name.startswith("short-")})
+    show("Equal steps", {name: reports for name, reports in found.items() if not name.startswith("short-")})
+    show("A shorter budget", {name: reports for name, reports in found.items() if name.startswith("short-")})
     print("\"alone\" trains that one sub-net with the same schedule for all the steps; in the several-sub-net runs each sub-net gets a third of "
           "them. \"Conflicts\" is the share of steps inside a group whose gradient has a negative inner product with the step before; "
           "\"corrected\" the share of (step, layer) pairs that were projected.")
