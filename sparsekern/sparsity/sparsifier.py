@@ -4,6 +4,7 @@ An algorithm is a subclass with a Config and a few hooks: `make_patterns`, `make
 `on_event`, `correction`, `extra_state`.
 """
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -38,7 +39,7 @@ class SparsifierConfig:
     seed: int = 0                       # of the random choices (the initial mask)
 
 
-class Sparsifier:
+class Sparsifier(ABC):
     """Base of the algorithms.
 
     Args:
@@ -87,12 +88,13 @@ class Sparsifier:
 
     # What an algorithm says.
 
+    @abstractmethod
     def make_patterns(self) -> dict[str, Unstructured]:
         """The sub-nets by name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def make_timeline(self) -> Timeline:
-        raise NotImplementedError
+        """Which sub-net trains in which step."""
 
     def setup(self) -> None:
         """Initial masks; called once, before anything is attached."""
