@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-__all__ = ["assert_close", "awkward_shapes", "double", "each_implementation", "random_masks", "resnet50_shapes", "small_convnet",
+__all__ = ["assert_close", "awkward_shapes", "double", "each_implementation", "random_csr", "random_masks", "resnet50_shapes", "small_convnet",
            "threads", "tolerance", "toy_batch"]
 
 # Odd, prime, empty, scalar, one element, not a multiple of 16, 32 or a piece of 32K.
@@ -66,6 +66,17 @@ def each_implementation(name: str, device: torch.device | str = "cpu") -> list[s
 def random_masks(tensors: list[Tensor], density: float, generator: torch.Generator | None = None) -> list[Tensor]:
     """Bool masks of the tensors' shapes and layouts, about `density` of them on."""
     return [torch.empty_like(t, dtype=torch.bool).copy_(torch.rand(t.shape, generator=generator).to(t.device) < density) for t in tensors]
+
+
+def random_csr(rows: int, cols: int, sparsity: float, *, seed: int = 0, dtype: torch.dtype = torch.float32,
+               index64: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """(crow, col, val) of a [rows, cols] matrix with exactly round((1 - sparsity) * rows * cols) entries at random places."""
+    generator = torch.Generator().manual_seed(seed)
+    nnz = int((1 - sparsity) * rows * cols + 0.5)
+    flat = torch.randperm(rows * cols, generator=generator)[:nnz].sort().values
+    counts = torch.bincount(flat // max(cols, 1), minlength=rows)
+    crow = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(torch.int64 if index64 else torch.int32)
+    return crow, (flat % max(cols, 1)).to(torch.int32), torch.randn(nnz, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def resnet50_shapes() -> list[tuple[int, ...]]:

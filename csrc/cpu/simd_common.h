@@ -19,6 +19,10 @@ SK_INLINE F64 operator*(F64 a, F64 b) {
   for (int k = 0; k < 16; ++k) a.v[k] *= b.v[k];
   return a;
 }
+SK_INLINE F64 fused(F64 a, F64 b, F64 c) {
+  for (int k = 0; k < 16; ++k) c.v[k] = std::fma(a.v[k], b.v[k], c.v[k]);
+  return c;
+}
 SK_INLINE F64 select(Mask16 m, F64 inside, F64 outside) {
   for (int k = 0; k < 16; ++k) outside.v[k] = (m >> k) & 1 ? inside.v[k] : outside.v[k];
   return outside;
