@@ -1,4 +1,5 @@
 """sparsekern doctor: what is live on this machine and why the rest is not, and every op checked against its reference."""
+import functools
 import os
 import platform
 import shutil
@@ -13,7 +14,7 @@ from sparsekern import __version__, ops
 from sparsekern._machine import cpu_name
 from sparsekern._native import native
 from sparsekern.ops._register import has_kernel, triton_reason
-from sparsekern.testing import assert_close
+from sparsekern.testing import assert_close, random_csr
 
 SHAPES = [(33, 5), (), (1025,), (2, 3, 5, 7), (0, 4)]      # odd sizes, a scalar, an empty one
 SGD = {"weight_decay": 0.01, "momentum": 0.9, "lr": 0.1, "dampening": 0.0, "nesterov": True, "maximize": False, "is_first_step": False}
@@ -162,8 +163,21 @@ def _prune(draw, k):
     return [_masks(draw, shapes), *floats, k, k], {}
 
 
+def _csr(draw, op):
+    """A [37, 50] matrix at 90 % with its plan, as the CSR products take it."""
+    crow, col, val = random_csr(37, 50, 0.9, seed=int(torch.randint(1000, (), generator=draw)))
+    row_order, *transposed = ops.csr_plan(crow, col, 37, 50)
+    x, wide, tall, bias = (torch.randn(shape, generator=draw) for shape in ((19, 50), (19, 37), (37, 45), (37,)))
+    return {"csr_plan": ([crow, col, 37, 50], {}),
+            "csr_spmm": ([crow, col, val, x.t().contiguous(), 37, 50], {"row_order": row_order, "bias": bias}),
+            "csr_spmm_t": ([*transposed, val, tall, 37, 50], {}),
+            "csr_linear": ([x, crow, col, val, *transposed, bias, 37], {}),
+            "csr_linear_backward": ([x, wide, crow, col, val, *transposed, True, True, True], {})}[op]
+
+
 _K = [20, 1, 300, 0, 0]
 MAKERS: dict[str, Callable[[torch.Generator], tuple[list, dict]]] = {
+    **{op: functools.partial(_csr, op=op) for op in ("csr_plan", "csr_spmm", "csr_spmm_t", "csr_linear", "csr_linear_backward")},
     "pack_mask": lambda draw: ([_masks(draw)[0]], {}),
     "unpack_mask": lambda draw: ([_bits(draw)[0], list(SHAPES[0])], {}),
     "mask_stats": lambda draw: ([_masks(draw), _masks(draw)], {}),
