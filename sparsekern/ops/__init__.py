@@ -1,5 +1,7 @@
 """The kernels as torch ops; each file holds the front door, the schema, the reference and the gradient of its ops."""
 from sparsekern.ops._register import implementations, op_names
+from sparsekern.ops.csr_edit import check_csr, csr_from_mask, csr_replace, csr_validate
+from sparsekern.ops.csr_sddmm import coo_sddmm, csr_sddmm
 from sparsekern.ops.mask_bits import mask_stats, pack_mask, unpack_mask
 from sparsekern.ops.masked_sgd import is_clean, masked_sgd_, packed_sgd_
 from sparsekern.ops.masked_weight import masked_weight
@@ -7,5 +9,6 @@ from sparsekern.ops.project_conflict import project_conflict_, project_conflict_
 from sparsekern.ops.prune_regrow import prune_regrow_
 from sparsekern.ops.topk_mask import select_threshold, topk_mask
 
-__all__ = ["implementations", "is_clean", "mask_stats", "masked_sgd_", "masked_weight", "op_names", "pack_mask", "packed_sgd_",
+__all__ = ["check_csr", "coo_sddmm", "csr_from_mask", "csr_replace", "csr_sddmm", "csr_validate",
+           "implementations", "is_clean", "mask_stats", "masked_sgd_", "masked_weight", "op_names", "pack_mask", "packed_sgd_",
            "project_conflict_", "project_conflict_sgd_", "prune_regrow_", "select_threshold", "topk_mask", "unpack_mask"]
