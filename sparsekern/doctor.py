@@ -13,7 +13,7 @@ from sparsekern import __version__, ops
 from sparsekern._machine import cpu_name
 from sparsekern._native import native
 from sparsekern.ops._register import has_kernel, triton_reason
-from sparsekern.testing import assert_close
+from sparsekern.testing import assert_close, random_csr
 
 SHAPES = [(33, 5), (), (1025,), (2, 3, 5, 7), (0, 4)]      # odd sizes, a scalar, an empty one
 SGD = {"weight_decay": 0.01, "momentum": 0.9, "lr": 0.1, "dampening": 0.0, "nesterov": True, "maximize": False, "is_first_step": False}
@@ -162,6 +162,15 @@ def _prune(draw, k):
     return [_masks(draw, shapes), *floats, k, k], {}
 
 
+def _convolution(draw, which):
+    """A grouped, strided, padded, dilated convolution; two of x, val and grad_y, as the op named asks."""
+    crow, col, val = random_csr(8, 3 * 3 * 2, 0.6, seed=1)
+    x, grad_y = torch.randn(3, 6, 9, 17, generator=draw), torch.randn(3, 8, 5, 9, generator=draw)
+    options = {"stride": [2, 2], "padding": [2, 1], "dilation": [2, 1], "groups": 2}
+    return {"forward": [x, crow, col, val, torch.randn(8, generator=draw), [3, 2]], "input": [grad_y, crow, col, val, [3, 6, 9, 17], [3, 2]],
+            "weight": [x, grad_y, crow, col, [3, 2]]}[which], options
+
+
 _K = [20, 1, 300, 0, 0]
 MAKERS: dict[str, Callable[[torch.Generator], tuple[list, dict]]] = {
     "pack_mask": lambda draw: ([_masks(draw)[0]], {}),
@@ -176,6 +185,9 @@ MAKERS: dict[str, Callable[[torch.Generator], tuple[list, dict]]] = {
     "project_conflict_": lambda draw: ([_floats(draw), _floats(draw)], {"masks": _masks(draw), "stats": torch.zeros(1, 4)}),
     "project_conflict_sgd_": lambda draw: _update(draw, projected=True, tensor_lr=False),
     "project_conflict_sgd_.tensor_lr": lambda draw: _update(draw, projected=True, tensor_lr=True),
+    "sparse_conv2d": lambda draw: _convolution(draw, "forward"),
+    "sparse_conv2d_input_grad": lambda draw: _convolution(draw, "input"),
+    "sparse_conv2d_weight_grad": lambda draw: _convolution(draw, "weight"),
     "topk_mask": lambda draw: ([_floats(draw), torch.tensor(_K)], {}),
     "topk_mask.int_k": lambda draw: ([_floats(draw), [400]], {"global_": True}),
     "select_threshold": lambda draw: ([_floats(draw), torch.tensor(_K)], {}),
