@@ -175,6 +175,15 @@ def _csr(draw, op):
             "csr_linear_backward": ([x, wide, crow, col, val, *transposed, True, True, True], {})}[op]
 
 
+def _convolution(draw, which):
+    """A grouped, strided, padded, dilated convolution; two of x, val and grad_y, as the op named asks."""
+    crow, col, val = random_csr(8, 3 * 3 * 2, 0.6, seed=1)
+    x, grad_y = torch.randn(3, 6, 9, 17, generator=draw), torch.randn(3, 8, 5, 9, generator=draw)
+    options = {"stride": [2, 2], "padding": [2, 1], "dilation": [2, 1], "groups": 2}
+    return {"forward": [x, crow, col, val, torch.randn(8, generator=draw), [3, 2]], "input": [grad_y, crow, col, val, [3, 6, 9, 17], [3, 2]],
+            "weight": [x, grad_y, crow, col, [3, 2]]}[which], options
+
+
 _K = [20, 1, 300, 0, 0]
 MAKERS: dict[str, Callable[[torch.Generator], tuple[list, dict]]] = {
     **{op: functools.partial(_csr, op=op) for op in ("csr_plan", "csr_spmm", "csr_spmm_t", "csr_linear", "csr_linear_backward")},
@@ -190,6 +199,9 @@ MAKERS: dict[str, Callable[[torch.Generator], tuple[list, dict]]] = {
     "project_conflict_": lambda draw: ([_floats(draw), _floats(draw)], {"masks": _masks(draw), "stats": torch.zeros(1, 4)}),
     "project_conflict_sgd_": lambda draw: _update(draw, projected=True, tensor_lr=False),
     "project_conflict_sgd_.tensor_lr": lambda draw: _update(draw, projected=True, tensor_lr=True),
+    "sparse_conv2d": lambda draw: _convolution(draw, "forward"),
+    "sparse_conv2d_input_grad": lambda draw: _convolution(draw, "input"),
+    "sparse_conv2d_weight_grad": lambda draw: _convolution(draw, "weight"),
     "topk_mask": lambda draw: ([_floats(draw), torch.tensor(_K)], {}),
     "topk_mask.int_k": lambda draw: ([_floats(draw), [400]], {"global_": True}),
     "select_threshold": lambda draw: ([_floats(draw), torch.tensor(_K)], {}),

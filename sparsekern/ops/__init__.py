@@ -7,8 +7,9 @@ from sparsekern.ops.masked_sgd import is_clean, masked_sgd_, packed_sgd_
 from sparsekern.ops.masked_weight import masked_weight
 from sparsekern.ops.project_conflict import project_conflict_, project_conflict_sgd_
 from sparsekern.ops.prune_regrow import prune_regrow_
+from sparsekern.ops.sparse_conv2d import sparse_conv2d, sparse_conv2d_input_grad, sparse_conv2d_weight_grad
 from sparsekern.ops.topk_mask import select_threshold, topk_mask
 
-__all__ = ["csr_linear", "csr_plan", "csr_spmm", "csr_spmm_t",
-           "implementations", "is_clean", "mask_stats", "masked_sgd_", "masked_weight", "op_names", "pack_mask", "packed_sgd_",
-           "project_conflict_", "project_conflict_sgd_", "prune_regrow_", "select_threshold", "topk_mask", "unpack_mask"]
+__all__ = ["csr_linear", "csr_plan", "csr_spmm", "csr_spmm_t", "implementations", "is_clean", "mask_stats", "masked_sgd_", "masked_weight",
+           "op_names", "pack_mask", "packed_sgd_", "project_conflict_", "project_conflict_sgd_", "prune_regrow_", "select_threshold", "sparse_conv2d",
+           "sparse_conv2d_input_grad", "sparse_conv2d_weight_grad", "topk_mask", "unpack_mask"]
