@@ -13,7 +13,7 @@ from sparsekern import __version__, ops
 from sparsekern._machine import cpu_name
 from sparsekern._native import native
 from sparsekern.ops._register import has_kernel, triton_reason
-from sparsekern.testing import assert_close
+from sparsekern.testing import assert_close, random_csr
 
 SHAPES = [(33, 5), (), (1025,), (2, 3, 5, 7), (0, 4)]      # odd sizes, a scalar, an empty one
 SGD = {"weight_decay": 0.01, "momentum": 0.9, "lr": 0.1, "dampening": 0.0, "nesterov": True, "maximize": False, "is_first_step": False}
@@ -162,6 +162,15 @@ def _prune(draw, k):
     return [_masks(draw, shapes), *floats, k, k], {}
 
 
+def _sparse(draw, *, samples: bool):
+    """Weights of rows and columns, among them hopeless ones, and a random pattern of 37 x 23; or samples and that pattern."""
+    crow, col, _ = random_csr(37, 23, 0.8)
+    if not samples:
+        return [torch.randn(37, generator=draw), torch.rand(23, generator=draw), crow, col]
+    return [torch.randint(37, (900,), generator=draw, dtype=torch.int32), torch.randint(23, (900,), generator=draw, dtype=torch.int32), crow, col, 23]
+
+
+_SEED = torch.tensor(7)
 _K = [20, 1, 300, 0, 0]
 MAKERS: dict[str, Callable[[torch.Generator], tuple[list, dict]]] = {
     "pack_mask": lambda draw: ([_masks(draw)[0]], {}),
@@ -182,6 +191,11 @@ MAKERS: dict[str, Callable[[torch.Generator], tuple[list, dict]]] = {
     "select_threshold.int_k": lambda draw: ([_floats(draw), [400]], {"global_": True}),
     "prune_regrow_": lambda draw: _prune(draw, torch.tensor([9, 40, 0])),
     "prune_regrow_.int_k": lambda draw: _prune(draw, [9, 40, 0]),
+    "activity": lambda draw: ([torch.randn(2, 3, 9, 7, generator=draw)],
+                              {"signed": True, "seed": _SEED, "kernel_size": [3, 3], "stride": [2, 1], "padding": [1, 1]}),
+    "sample_product": lambda draw: ([*_sparse(draw, samples=False)[:2], 500], {"seed": _SEED}),
+    "csr_setdiff": lambda draw: (_sparse(draw, samples=True), {}),
+    "gse_candidates": lambda draw: ([*_sparse(draw, samples=False), 300], {"seed": _SEED, "rounds": 3}),
 }
 
 
