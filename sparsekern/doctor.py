@@ -184,6 +184,15 @@ def _convolution(draw, which):
             "weight": [x, grad_y, crow, col, [3, 2]]}[which], options
 
 
+def _sparse(draw, *, samples: bool):
+    """Weights of rows and columns, among them hopeless ones, and a random pattern of 37 x 23; or samples and that pattern."""
+    crow, col, _ = random_csr(37, 23, 0.8)
+    if not samples:
+        return [torch.randn(37, generator=draw), torch.rand(23, generator=draw), crow, col]
+    return [torch.randint(37, (900,), generator=draw, dtype=torch.int32), torch.randint(23, (900,), generator=draw, dtype=torch.int32), crow, col, 23]
+
+
+_SEED = torch.tensor(7)
 _K = [20, 1, 300, 0, 0]
 MAKERS: dict[str, Callable[[torch.Generator], tuple[list, dict]]] = {
     **{op: functools.partial(_csr, op=op) for op in ("csr_plan", "csr_spmm", "csr_spmm_t", "csr_linear", "csr_linear_backward")},
@@ -208,6 +217,11 @@ MAKERS: dict[str, Callable[[torch.Generator], tuple[list, dict]]] = {
     "select_threshold.int_k": lambda draw: ([_floats(draw), [400]], {"global_": True}),
     "prune_regrow_": lambda draw: _prune(draw, torch.tensor([9, 40, 0])),
     "prune_regrow_.int_k": lambda draw: _prune(draw, [9, 40, 0]),
+    "activity": lambda draw: ([torch.randn(2, 3, 9, 7, generator=draw)],
+                              {"signed": True, "seed": _SEED, "kernel_size": [3, 3], "stride": [2, 1], "padding": [1, 1]}),
+    "sample_product": lambda draw: ([*_sparse(draw, samples=False)[:2], 500], {"seed": _SEED}),
+    "csr_setdiff": lambda draw: (_sparse(draw, samples=True), {}),
+    "gse_candidates": lambda draw: ([*_sparse(draw, samples=False), 300], {"seed": _SEED, "rounds": 3}),
 }
 
 
