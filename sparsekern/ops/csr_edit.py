@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sparsekern.ops._csr_pattern import check_pattern, row_ids
 from sparsekern.ops._register import define, fake, reference
 
 define("csr_from_mask(Tensor mask, Tensor? values=None, *, int nnz=-1, bool index64=False) -> (Tensor crow, Tensor col, Tensor val)")
@@ -92,31 +93,9 @@ def csr_replace(crow: Tensor, col: Tensor, vals: Sequence[Tensor], drop: Tensor,
     return crow, col, vals
 
 
-# ---- checks that the references share with the kernels ----
+# ---- references ----
 
-def check_pattern(op: str, crow: Tensor, col: Tensor, rows: int, cols: int) -> None:
-    """What every CSR op asks of its pattern before reading by it: dtypes, lengths, pointers, column range. Devices trust their patterns."""
-    for name, tensor, dtypes, words in (("crow", crow, (torch.int32, torch.int64), "int32 or int64"), ("col", col, (torch.int32,), "int32")):
-        if tensor.dtype not in dtypes:
-            raise TypeError(f"{op}: {name}: expected {words}, got {tensor.dtype}")
-        if tensor.dim() != 1:
-            raise ValueError(f"{op}: {name}: expected one dimension, got shape {list(tensor.shape)}")
-    if rows < 0 or cols < 0 or cols > 2**31:
-        raise ValueError(f"{op}: expected a shape with sides >= 0 and at most 2^31 columns, got {rows} x {cols}")
-    if crow.numel() != rows + 1:
-        raise ValueError(f"{op}: {_words(POINTER_COUNT, -1, -1, crow, col, rows, cols, None)}")
-    if crow.is_cpu:
-        code, row, at = _first_fault(crow, col, cols, None, order=False)
-        if code != SOUND:
-            raise ValueError(f"{op}: {_words(code, row, at, crow, col, rows, cols, None)}")
-
-
-def row_indices(crow: Tensor, nnz: int) -> Tensor:
-    """int64 [nnz]: the row of every nonzero of a sound pattern."""
-    return torch.repeat_interleave(torch.arange(crow.numel() - 1, device=crow.device), crow.diff().long(), output_size=nnz)
-
-
-def _first_fault(crow: Tensor, col: Tensor, cols: int, val: Tensor | None, order: bool) -> tuple[int, int, int]:
+def _first_fault(crow: Tensor, col: Tensor, cols: int, val: Tensor | None) -> tuple[int, int, int]:
     nnz = col.numel()
     if crow[0] != 0:
         return POINTER_START, 0, 0
@@ -125,10 +104,10 @@ def _first_fault(crow: Tensor, col: Tensor, cols: int, val: Tensor | None, order
         return POINTER_FALLS, falls[0].item(), falls[0].item() + 1
     if crow[-1] != nnz:
         return POINTER_END, crow.numel() - 2, crow.numel() - 1
-    row, code = row_indices(crow, nnz), torch.zeros(nnz, dtype=torch.int64, device=col.device)
+    row, code = row_ids(crow, nnz), torch.zeros(nnz, dtype=torch.int64, device=col.device)
     if val is not None:
         code[~torch.isfinite(val)] = VALUE_NOT_FINITE
-    if order and nnz > 1:
+    if nnz > 1:
         same = row[1:] == row[:-1]
         code[1:][same & (col[1:] < col[:-1])] = COLUMN_ORDER
         code[1:][same & (col[1:] == col[:-1])] = COLUMN_TWICE
@@ -136,8 +115,6 @@ def _first_fault(crow: Tensor, col: Tensor, cols: int, val: Tensor | None, order
     bad = code.nonzero().flatten()
     return (code[bad[0]].item(), row[bad[0]].item(), bad[0].item()) if bad.numel() else (SOUND, -1, -1)
 
-
-# ---- references ----
 
 @reference("csr_from_mask")
 def csr_from_mask_reference(mask, values=None, *, nnz=-1, index64=False):
@@ -178,7 +155,7 @@ def csr_validate_reference(crow, col, rows, cols, val=None):
     elif val is not None and val.shape != col.shape:
         fault = VALUE_COUNT, -1, -1
     else:
-        fault = _first_fault(crow, col, cols, val, order=True)
+        fault = _first_fault(crow, col, cols, val)
     return torch.tensor(fault, dtype=torch.int64, device=crow.device)
 
 
@@ -200,7 +177,7 @@ def csr_replace_reference(crow, col, vals, drop, rows, cols, take, *, inserted=N
     if count != expected:
         raise ValueError(f"csr_replace: nnz: expected {expected} nonzeros after the change, got {count} "
                          f"({before} - {before - keep.numel()} dropped + {take.numel()} taken)")
-    row = torch.cat([row_indices(crow, before)[keep], rows[take].long()])
+    row = torch.cat([row_ids(crow, before)[keep], rows[take].long()])
     both = torch.cat([col[keep], cols[take]])
     key, order = torch.sort(row << 32 | both, stable=True)
     twice = (key.diff() == 0).nonzero().flatten()

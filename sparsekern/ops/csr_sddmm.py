@@ -5,13 +5,11 @@ The gradient of a sparse product w.r.t. its values, and the gradient at candidat
 import torch
 from torch import Tensor
 
+from sparsekern.ops._csr_pattern import FLOATS, accumulator, check_pattern, pieces, row_ids
 from sparsekern.ops._register import autograd, define, fake, reference
-from sparsekern.ops.csr_edit import check_pattern, row_indices
 
 define("csr_sddmm(Tensor crow, Tensor col, Tensor a, Tensor b, *, str algo='auto') -> Tensor")
 define("coo_sddmm(Tensor rows, Tensor cols, Tensor count, Tensor a, Tensor b) -> Tensor")
-
-_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def csr_sddmm(crow: Tensor, col: Tensor, a: Tensor, b: Tensor, *, algo: str = "auto") -> Tensor:
@@ -47,7 +45,7 @@ def coo_sddmm(rows: Tensor, cols: Tensor, count: Tensor, a: Tensor, b: Tensor) -
 
 
 def _check_operands(op: str, a: Tensor, b: Tensor) -> None:
-    if a.dtype not in _TYPES:
+    if a.dtype not in FLOATS:
         raise TypeError(f"{op}: a: expected float32, bfloat16, float16 or float64, got {a.dtype}")
     if b.dtype != a.dtype:
         raise TypeError(f"{op}: b: expected {a.dtype} like a, got {b.dtype}")
@@ -59,11 +57,10 @@ def _check_operands(op: str, a: Tensor, b: Tensor) -> None:
 
 
 def _dots(a: Tensor, b: Tensor, row: Tensor, col: Tensor) -> Tensor:
-    """The dots in fp32 or fp64, some of them at a time."""
-    wide = torch.float64 if a.dtype == torch.float64 else torch.float32
-    step = max(1, 2**24 // max(1, a.shape[1]))
-    parts = [(a[r].to(wide) * b[c].to(wide)).sum(1) for r, c in zip(row.split(step), col.split(step))]
-    return torch.cat(parts).to(a.dtype) if parts else a.new_empty(0)
+    wide, out = accumulator(a.dtype), a.new_empty(col.numel())
+    for part in pieces(col.numel(), a.shape[1]):
+        out[part] = (a[row[part]].to(wide) * b[col[part]].to(wide)).sum(1)
+    return out
 
 
 @reference("csr_sddmm")
@@ -72,7 +69,7 @@ def csr_sddmm_reference(crow, col, a, b, *, algo="auto") -> Tensor:
     if algo != "auto":
         raise ValueError(f"csr_sddmm: algo: expected 'auto', got {algo!r}")
     check_pattern("csr_sddmm", crow, col, a.shape[0], b.shape[0])
-    return _dots(a, b, row_indices(crow, col.numel()), col)
+    return _dots(a, b, row_ids(crow, col.numel()), col)
 
 
 @reference("coo_sddmm")
