@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .csr_spmm import TYPES, arithmetic, check_pattern
+from .csr_spmm import TYPES, arithmetic, check_pattern, check_positions
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"     # the interpreter's tl.dot of bfloat16 is wrong: it gets float32 operands
 GATHER_RATE = 5.5e12                                        # bytes/s from the L2 cache and, below, operations/s of a plain tiled product:
@@ -102,15 +102,15 @@ def dense_kernel(crow, col, a, b, out, rows, cols, n, a_row, a_col, b_row, b_col
 
 
 def check_operands(op, a, b):
+    if a.dtype not in TYPES:
+        raise TypeError(f"{op}: a: expected float32, bfloat16, float16 or float64, got {a.dtype}")
+    if b.dtype != a.dtype:
+        raise TypeError(f"{op}: b: expected {a.dtype} like a, got {b.dtype}")
     for name, given in (("a", a), ("b", b)):
-        if given.dtype not in TYPES:
-            raise TypeError(f"{op}: {name}: expected float32, bfloat16, float16 or float64, got {given.dtype}")
         if given.dim() != 2:
             raise ValueError(f"{op}: {name}: expected two dimensions, got shape {list(given.shape)}")
-    if a.dtype != b.dtype:
-        raise TypeError(f"{op}: b: expected {a.dtype} like a, got {b.dtype}")
     if a.shape[1] != b.shape[1]:
-        raise ValueError(f"{op}: b: expected rows of {a.shape[1]} elements like a's, got {b.shape[1]}")
+        raise ValueError(f"{op}: b: expected {a.shape[1]} columns like a, got {b.shape[1]}")
 
 
 def cheaper(nnz, a, b):
@@ -123,8 +123,12 @@ def cheaper(nnz, a, b):
     return "gather" if nnz * n * fetched / GATHER_RATE <= 2 * padded * n / DENSE_RATE[size] else "dense"
 
 
-def strides(a, b):
+def _strides(a, b):
     return a.stride(0), a.stride(1), b.stride(0), b.stride(1)
+
+
+def _block(a):
+    return min(BLOCK, max(16, triton.next_power_of_2(a.shape[1])))
 
 
 def sample(out, crow, col, a, b, algo="auto"):
@@ -137,23 +141,41 @@ def sample(out, crow, col, a, b, algo="auto"):
     with torch.cuda.device_of(a):
         if algo == "gather" or a.dtype == torch.float64:
             splits = min(triton.cdiv(PROGRAMS, rows), triton.cdiv(nnz, rows * ENTRIES))             # few long rows: several programs each
-            block = min(BLOCK, max(16, triton.next_power_of_2(n)))
-            gather_kernel[(rows * splits,)](crow, col, a, b, out, rows, n, *strides(a, b), splits, ARITHMETIC=arithmetic(a.dtype),
-                                            ENTRIES=ENTRIES, BLOCK=block)
+            gather_kernel[(rows * splits,)](crow, col, a, b, out, rows, n, *_strides(a, b), splits, ARITHMETIC=arithmetic(a.dtype),
+                                            ENTRIES=ENTRIES, BLOCK=_block(a))
         else:
             bands, across = triton.cdiv(rows, TILE_ROWS), triton.cdiv(b.shape[0], TILE_COLS)
             tiles = max(1, bands * across // PROGRAMS)
             dense_kernel[(bands, triton.cdiv(across, tiles))](
-                crow, col, a, b, out, rows, b.shape[0], n, *strides(a, b), tiles, FULL=INTERPRETED, ROWS=TILE_ROWS, COLS=TILE_COLS,
-                BLOCK=32 if a.dtype == torch.float32 else 64, num_warps=WARPS)
+                crow, col, a, b, out, rows, b.shape[0], n, *_strides(a, b), tiles, FULL=INTERPRETED, ROWS=TILE_ROWS, COLS=TILE_COLS,
+                BLOCK=16 if a.dtype == torch.float32 else 64, num_warps=WARPS)
     return out
 
 
 def csr_sddmm(crow, col, a, b, *, algo="auto"):
     op = "csr_sddmm"
     check_operands(op, a, b)
+    if algo not in ("auto", "gather", "dense"):
+        raise ValueError(f"{op}: algo: expected 'auto', 'gather' or 'dense', got {algo!r}")
     crow, col = check_pattern(op, crow, col, a.shape[0])
     return sample(a.new_empty(col.numel()), crow, col, a, b, algo)
+
+
+def coo_sddmm(rows, cols, count, a, b):
+    op = "coo_sddmm"
+    check_operands(op, a, b)
+    rows, cols = (check_positions(op, name, given, rows.numel()) for name, given in (("rows", rows), ("cols", cols)))
+    if count.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{op}: count: expected int32 or int64, got {count.dtype}")
+    if count.numel() != 1:
+        raise ValueError(f"{op}: count: expected one element, got shape {list(count.shape)}")
+    out = a.new_empty(rows.numel())
+    if out.numel() != 0:
+        with torch.cuda.device_of(a):
+            places_kernel[(triton.cdiv(out.numel(), ENTRIES),)](
+                rows, cols, count.to(a.device), a, b, out, out.numel(), a.shape[1], *_strides(a, b), ARITHMETIC=arithmetic(a.dtype),
+                ENTRIES=ENTRIES, BLOCK=_block(a))
+    return out
 
 
 _STRIDES = ("a_row", "a_col", "b_row", "b_col")
@@ -185,10 +207,10 @@ AOT = [
     _row(gather_kernel, "fp64", _pattern("*fp64"), ("rows", "splits"), **_GATHER | {"ARITHMETIC": tl.float64}),
     _row(places_kernel, "fp32", _places("*fp32"), ("numel",), **_GATHER),
     _row(places_kernel, "bf16", _places("*bf16"), ("numel",), **_GATHER),
-    _row(dense_kernel, "fp32", _pattern("*fp32"), ("rows", "cols", "tiles"), BLOCK=32, **_DENSE),
+    _row(dense_kernel, "fp32", _pattern("*fp32"), ("rows", "cols", "tiles"), BLOCK=16, **_DENSE),
     _row(dense_kernel, "bf16", _pattern("*bf16"), ("rows", "cols", "tiles"), BLOCK=64, **_DENSE),
     _row(dense_kernel, "fp16, int64 crow", _pattern("*fp16", "*i64"), ("rows", "cols", "tiles"), BLOCK=64, **_DENSE),
     _row(dense_kernel, "bf16, column-major", _pattern("*bf16"), ("rows", "cols", "tiles"), _BOTH, BLOCK=64, **_DENSE),
-    _row(dense_kernel, "fp32, column-major", _pattern("*fp32"), ("rows", "cols", "tiles"), _BOTH, BLOCK=32, **_DENSE),
-    _row(dense_kernel, "fp32, no alignment", _pattern("*fp32"), ("rows", "cols", "tiles"), aligned=False, BLOCK=32, **_DENSE),
+    _row(dense_kernel, "fp32, column-major", _pattern("*fp32"), ("rows", "cols", "tiles"), _BOTH, BLOCK=16, **_DENSE),
+    _row(dense_kernel, "fp32, no alignment", _pattern("*fp32"), ("rows", "cols", "tiles"), aligned=False, BLOCK=16, **_DENSE),
 ]
