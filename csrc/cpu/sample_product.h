@@ -2,8 +2,6 @@
 // A guide by the place's high bits lands on the item or just before it, so that a search is one or two probes whatever the
 // number of items (4096 items, 1M samples: 4.4 ns a pair, of which Philox is 1.2; Zen 5, one core).
 // The tables stay in the caches; bound by the latency of the probes.
-#include "cpu/philox_lanes.h"
-
 SK_INLINE int32_t table_item(const SampleTable& table, uint64_t place) {
   uint32_t item = table.guide[place >> table.shift];
   item += table.sums[item] <= place;
