@@ -20,6 +20,11 @@ class Layer:
     param: nn.Parameter
     modules: list[nn.Module]
 
+    @property
+    def shape(self) -> torch.Size:
+        """Of the dense weight."""
+        return self.param.shape
+
 
 def find_layers(model: nn.Module, *, skip_first: bool = True, skip_last: bool = False, skip_depthwise: bool = False,
                 only: str | None = None, exclude: str | None = None) -> list[Layer]:
