@@ -191,7 +191,8 @@ def test_what_cannot_be_exchanged_is_named():
 
 
 @pytest.mark.parametrize("options, names", [
-    ({"skip_first": True}, ["3", "6", "11"]), ({"skip_last": True}, ["0", "3", "6"]), ({"only": r"^(3|6)\."}, ["3", "6"]), ({"exclude": "6"}, ["0", "3", "11"])])
+    ({"skip_first": True}, ["3", "6", "11"]), ({"skip_last": True}, ["0", "3", "6"]), ({"only": r"^(3|6)\."}, ["3", "6"]),
+    ({"exclude": "6"}, ["0", "3", "11"])])
 def test_choice_of_layers(options, names):
     assert [layer.name for layer in sparsify(small_convnet(), 0.5, backend="csr", **options)] == names
 
@@ -199,7 +200,8 @@ def test_choice_of_layers(options, names):
 @pytest.mark.parametrize("norm_first", [False, True])
 def test_encoder_in_inference(norm_first):
     """torch's fused inference paths would read weights that are not there."""
-    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=norm_first), 2, enable_nested_tensor=not norm_first)
+    block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=norm_first)
+    encoder = nn.TransformerEncoder(block, 2, enable_nested_tensor=not norm_first)
     report = sparsify(encoder, 0.5, backend="csr")
     assert len(report) == 4 and len(report.left_dense) == 2
     x, padding = torch.randn(2, 5, 16), torch.tensor([[False] * 3 + [True] * 2, [False] * 5])

@@ -12,7 +12,8 @@ from sparsekern import ops
 from sparsekern.nn import SparseConv2d, SparseLinear
 from sparsekern.testing import assert_close
 
-MAKERS = {"linear": lambda **options: SparseLinear.from_shape(12, 9, **options), "conv": lambda **options: SparseConv2d.from_shape(3, 9, 2, **options)}
+MAKERS = {"linear": lambda **options: SparseLinear.from_shape(12, 9, **options),
+          "conv": lambda **options: SparseConv2d.from_shape(3, 9, 2, **options)}
 INPUTS = {"linear": (5, 12), "conv": (5, 3, 4, 4)}
 TOPOLOGY = ("crow", "col", "values")
 
