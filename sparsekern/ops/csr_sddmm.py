@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparsekern.ops._csr_pattern import FLOATS, accumulator, check_pattern, pieces, row_ids
-from sparsekern.ops._register import autograd, define, fake, reference
+from sparsekern.ops._register import autograd, define, fake, reference, uses_triton
 
 define("csr_sddmm(Tensor crow, Tensor col, Tensor a, Tensor b, *, str algo='auto') -> Tensor")
 define("coo_sddmm(Tensor rows, Tensor cols, Tensor count, Tensor a, Tensor b) -> Tensor")
@@ -146,3 +146,5 @@ def _coo_backward(ctx, grad):
 
 autograd("csr_sddmm", _csr_backward, _csr_setup)
 autograd("coo_sddmm", _coo_backward, _coo_setup)
+uses_triton("csr_sddmm")
+uses_triton("coo_sddmm", "csr_sddmm")
