@@ -253,5 +253,9 @@ def _exchange(model: nn.Module, new: Mapping[nn.Module, SparseWeight]) -> None:
         for key, child in module._modules.items():
             if child in new:
                 module._modules[key] = new[child]
+    # the fused inference paths of torch's encoder read weights past any forward; this turns them off
+    for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer) and any(isinstance(child, SparseWeight) for child in module.children()):
-            module.activation_relu_or_gelu = 0              # its fused inference path reads the weights past any forward
+            module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder) and any(isinstance(child, SparseWeight) for child in module.modules()):
+            module.use_nested_tensor = False
