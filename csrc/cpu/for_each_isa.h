@@ -6,6 +6,8 @@ namespace sparsekern::scalar {
 #include "cpu/simd_common.h"
 #include "cpu/keys_scalar.h"
 #include "cpu/keys_common.h"
+#include "cpu/tile_scalar.h"
+#include "cpu/tile_common.h"
 #include SK_KERNEL_FILE
 }  // namespace sparsekern::scalar
 
@@ -17,6 +19,8 @@ namespace sparsekern::avx2 {
 #include "cpu/simd_common.h"
 #include "cpu/keys_avx2.h"
 #include "cpu/keys_common.h"
+#include "cpu/tile_avx2.h"
+#include "cpu/tile_common.h"
 #include SK_KERNEL_FILE
 }  // namespace sparsekern::avx2
 #pragma GCC pop_options
@@ -28,6 +32,8 @@ namespace sparsekern::avx512 {
 #include "cpu/simd_common.h"
 #include "cpu/keys_avx512.h"
 #include "cpu/keys_common.h"
+#include "cpu/tile_avx512.h"
+#include "cpu/tile_common.h"
 #include SK_KERNEL_FILE
 }  // namespace sparsekern::avx512
 #pragma GCC pop_options
