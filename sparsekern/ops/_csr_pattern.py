@@ -29,7 +29,7 @@ def check_pattern(op: str, crow: Tensor, col: Tensor, rows: int, cols: int, crow
         raise ValueError(f"{op}: {crow_name}: expected row pointers that never fall, got {crow[r]} then {crow[r + 1]} at row {r}")
     if crow[-1] != col.numel():
         raise ValueError(f"{op}: {crow_name}: expected the last row pointer to be the number of columns stored ({col.numel()}), got {crow[-1]}")
-    outside = ((col < 0) | (col >= cols)).nonzero().flatten()
+    outside = ((col < 0) | (col.long() >= cols)).nonzero().flatten()    # as int64: 2^31 columns are allowed
     if outside.numel():
         bad = int(outside[0])
         row = int(torch.searchsorted(crow, bad, right=True)) - 1

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from sparsekern.ops._csr_pattern import accumulator, check_pattern, check_positions, pieces, row_ids
-from sparsekern.ops._register import autocast_kernel, autograd, define, fake, reference
+from sparsekern.ops._register import autocast_kernel, autograd, define, fake, reference, uses_triton
 from sparsekern.ops.csr_spmm import check_operands, spmm_sums
 
 define("csr_linear(Tensor x, Tensor crow, Tensor col, Tensor val, Tensor crow_t, Tensor row_t, Tensor perm, Tensor? bias, int rows) -> Tensor")
@@ -147,3 +147,7 @@ def _(x, crow, col, val, crow_t, row_t, perm, bias, rows):
 def _(x, grad_y, crow, col, val, crow_t, row_t, perm, need_x, need_val, need_bias):
     return (torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else x.new_empty(0),
             val.new_empty(val.shape if need_val else 0), val.new_empty(grad_y.shape[1] if need_bias else 0))
+
+
+uses_triton("csr_linear")
+uses_triton("csr_linear_backward", "csr_linear")

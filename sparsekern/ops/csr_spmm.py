@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from sparsekern.ops._csr_pattern import FLOATS, accumulator, check_pattern, check_positions, pieces, row_ids
-from sparsekern.ops._register import autograd, autograd_kernel, define, fake, reference
+from sparsekern.ops._register import autograd, autograd_kernel, define, fake, reference, uses_triton
 
 define("csr_plan(Tensor crow, Tensor col, int rows, int cols) -> (Tensor row_order, Tensor crow_t, Tensor row_t, Tensor perm)")
 define("csr_spmm(Tensor crow, Tensor col, Tensor val, Tensor b, int rows, int cols, *, Tensor? row_order=None, Tensor? bias=None, "
@@ -192,3 +192,7 @@ def _(crow, col, val, b, rows, cols, *, row_order=None, bias=None, algo="auto"):
 @fake("csr_spmm_t")
 def _(crow_t, row_t, perm, val, b, rows, cols, *, algo="auto"):
     return b.new_empty(cols, b.shape[1])
+
+
+uses_triton("csr_spmm")
+uses_triton("csr_spmm_t", "csr_spmm")
