@@ -9,6 +9,8 @@ namespace sparsekern::scalar {
 #include "cpu/keys_common.h"
 #include "cpu/words_scalar.h"
 #include "cpu/words_common.h"
+#include "cpu/tile_scalar.h"
+#include "cpu/tile_common.h"
 #include SK_KERNEL_FILE
 }  // namespace sparsekern::scalar
 
@@ -22,6 +24,8 @@ namespace sparsekern::avx2 {
 #include "cpu/keys_common.h"
 #include "cpu/words_avx2.h"
 #include "cpu/words_common.h"
+#include "cpu/tile_avx2.h"
+#include "cpu/tile_common.h"
 #include SK_KERNEL_FILE
 }  // namespace sparsekern::avx2
 #pragma GCC pop_options
@@ -35,6 +39,8 @@ namespace sparsekern::avx512 {
 #include "cpu/keys_common.h"
 #include "cpu/words_avx512.h"
 #include "cpu/words_common.h"
+#include "cpu/tile_avx512.h"
+#include "cpu/tile_common.h"
 #include SK_KERNEL_FILE
 }  // namespace sparsekern::avx512
 #pragma GCC pop_options
