@@ -167,7 +167,7 @@ def _(crow, col, rows, cols, val=None):
 @reference("csr_replace")
 def csr_replace_reference(crow, col, vals, drop, rows, cols, take, *, inserted=None, nnz=-1):
     _check_replace(crow, col, vals, drop, rows, cols, take, inserted)
-    height, before = crow.numel() - 1, col.numel()
+    height, before = max(crow.numel() - 1, 0), col.numel()
     check_pattern("csr_replace", crow, col, height, 2**31)
     keep, take = (~drop).nonzero().flatten(), (take & (rows >= 0) & (cols >= 0)).nonzero().flatten()
     if take.numel() and rows[take].max() >= height:
