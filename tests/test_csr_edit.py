@@ -62,9 +62,16 @@ def test_from_mask_of_any_layout(name):
     last = torch.channels_last
     wide = torch.zeros(6, 4, 5, 6, dtype=torch.bool)
     wide[..., ::2] = mask
-    for m, v in ((mask.to(memory_format=last), values), (mask, values.to(memory_format=last)), (wide[..., ::2], values.requires_grad_())):
-        got = call("csr_from_mask", name, m, v)
-        assert all(torch.equal(x, y) for x, y in zip(got, want)) and not got[2].requires_grad
+    for m, v in ((mask.to(memory_format=last), values), (mask, values.to(memory_format=last)), (wide[..., ::2], values[..., None].expand(6, 4, 5, 3, 2)[..., 1])):
+        assert all(torch.equal(x, y) for x, y in zip(call("csr_from_mask", name, m, v), want))
+
+
+def test_no_gradient_flows():
+    crow, col, val = csr_from_mask(torch.ones(2, 2, dtype=torch.bool), torch.randn(2, 2, requires_grad=True))
+    assert not val.requires_grad
+    _, _, (new,) = csr_replace(crow, col, [val.requires_grad_()], bools(True, False, False, False), ints(0), ints(0), bools(True),
+                               inserted=[torch.ones(1, requires_grad=True)])
+    assert not new.requires_grad and new[0] == 1
 
 
 def test_bools_that_are_not_one_count_once():
@@ -103,8 +110,8 @@ FAULTS = [  # what is passed, (code, row, position), what check_csr says
     ((*SOUND, torch.tensor([1, math.nan, math.inf, 1])), (9, 0, 1), "val: expected finite values, got nan in column 3 in row 0, position 1"),
     ((*SOUND, torch.tensor([1, 1, -math.inf, 1]).bfloat16()), (9, 2, 2), "val: expected finite values, got -inf in column 0"),
     # The lowest position wins, and a wrong column before a wrong value.
-    ((torch.tensor([0, 2, 2, 4]), ints(1, 3, 9, 2), 3, 4, torch.tensor([1, 1, math.nan, 1])), (5, 2, 2), "got 9 in row 2"),
-    ((torch.tensor([0, 2, 2, 4]), ints(1, 3, 2, 2), 3, 4, torch.tensor([math.nan, 1, 1, 1])), (9, 0, 0), "got nan"),
+    ((torch.tensor([0, 2, 2, 4]), ints(1, 3, 9, 2), 3, 4, torch.tensor([1, 1, math.nan, 1])), (5, 2, 2), "col: .* got 9 in row 2"),
+    ((torch.tensor([0, 2, 2, 4]), ints(1, 3, 2, 2), 3, 4, torch.tensor([math.nan, 1, 1, 1])), (9, 0, 0), "val: .* got nan"),
     ((torch.tensor([0, 0]), ints(), 1, 0), (0, -1, -1), None),
     ((torch.tensor([0]), ints(), 0, 0, torch.ones(0)), (0, -1, -1), None),
 ]

@@ -87,7 +87,8 @@ SK_INLINE void pack_panel(const Dense<const T>& m, int64_t j, PanelOf<T>* panel)
     } else {
       load_tile<V>(m, i, j, tile);
       for (int64_t k = 0; k < rows; ++k)
-        for (int v = 0; v < V; v += 2) store_pairs(to + k * panel_row<P>(V) + 8 * v, load(tile + (k * V + v) * 16), load(tile + (k * V + v + 1) * 16));
+        for (int v = 0; v < V; v += 2)
+          store_pairs(to + k * panel_row<P>(V) + 8 * v, load(tile + (k * V + v) * 16), load(tile + (k * V + v + 1) * 16));
     }
   }
 }

@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "cpu/csr_faults.h"
-#include "cpu/csr_pattern.h"
 #include "cpu/csr_sddmm_sweep.h"
+#include "cpu/csr_spmm_op.h"
 
 #define SK_KERNEL_FILE "cpu/csr_sddmm.h"
 #include "cpu/for_each_isa.h"
@@ -24,17 +24,6 @@ constexpr int64_t kPackedBytes = int64_t{64} << 20;  // of panels at a time
 constexpr int64_t kPackedRows = 256;                 // packed by one thread in one go
 constexpr int64_t kLong = int64_t{1} << 20;          // dots longer than this are sums of fp32 partials
 constexpr int64_t kPartial = 4096;                   // of at most this many elements, added up in fp64
-constexpr int64_t kSmall = int64_t{1} << 20;         // multiply-adds that are not worth a second thread
-
-template <class Fn>
-void for_type(const char* op, at::ScalarType type, const Fn& fn) {
-  using at::ScalarType;
-  if (type == ScalarType::Float) return fn(float{});
-  if (type == ScalarType::BFloat16) return fn(c10::BFloat16{});
-  if (type == ScalarType::Half) return fn(c10::Half{});
-  if (type == ScalarType::Double) return fn(double{});
-  TORCH_CHECK_TYPE(false, op, ": a: expected float32, bfloat16, float16 or float64, got ", type);
-}
 
 // A dense operand, and where the sweep finds its panels: in the matrix itself, or packed.
 template <class T>
@@ -69,11 +58,6 @@ struct Operand {
   }
 };
 
-template <class T>
-Dense<const T> view(const at::Tensor& t) {
-  return {static_cast<const T*>(t.const_data_ptr()), t.size(0), t.size(1), t.stride(0), t.stride(1)};
-}
-
 // Rows [bounds[t], bounds[t + 1]) for thread t: about as many nonzeros for each.
 std::vector<int64_t> equal_shares(const CsrPattern& w, int64_t threads) {
   std::vector<int64_t> bounds(threads + 1, 0);
@@ -95,7 +79,7 @@ void sampled_product(const CsrPattern& w, const at::Tensor& a_tensor, const at::
   }
   const std::vector<SddmmPanel> panels = sddmm_panels(length, kLeastVectors<P>, kMostVectors<P>);
   const int64_t count = panels.size();
-  Operand<T> a{view<T>(a_tensor)}, b{view<T>(b_tensor)};
+  Operand<T> a{dense_view<const T>(a_tensor)}, b{dense_view<const T>(b_tensor)};
   a.in_place = Operand<T>::can_serve(a.matrix, panels);
   // Packing b costs about as much as four dots per column; without it, parts of longer rows lie in few sets of a cache.
   b.in_place = Operand<T>::can_serve(b.matrix, panels) && (count == 1 || w.nnz < 4 * w.cols);
@@ -118,7 +102,7 @@ void sampled_product(const CsrPattern& w, const at::Tensor& a_tensor, const at::
     totals_keep = at::empty({w.nnz}, at::kDouble).zero_();
     totals = totals_keep.mutable_data_ptr<double>();
   }
-  const int64_t threads = w.nnz * length < kSmall ? 1 : at::get_num_threads();
+  const int64_t threads = threads_for(w.nnz * length);
   const std::vector<int64_t> bounds = equal_shares(w, threads);
   std::vector<int64_t> next(w.rows);
   for (int64_t from = 0; from < count; from += group) {
@@ -150,11 +134,8 @@ void sampled_product(const CsrPattern& w, const at::Tensor& a_tensor, const at::
   }
 }
 
-// `t` itself where one of its strides is 1, else a row-major copy.
-at::Tensor with_unit_stride(const at::Tensor& t) { return t.stride(0) == 1 || t.stride(1) == 1 ? t : t.contiguous(); }
-
 void check_operands(const char* op, const at::Tensor& a, const at::Tensor& b) {
-  for_type(op, a.scalar_type(), [](auto) {});
+  for_value_type(op, "a", a.scalar_type(), [](auto) {});
   TORCH_CHECK_TYPE(b.scalar_type() == a.scalar_type(), op, ": b: expected ", a.scalar_type(), " like a, got ", b.scalar_type());
   TORCH_CHECK_VALUE(a.dim() == 2, op, ": a: expected two dimensions, got shape ", a.sizes());
   TORCH_CHECK_VALUE(b.dim() == 2, op, ": b: expected two dimensions, got shape ", b.sizes());
@@ -163,7 +144,7 @@ void check_operands(const char* op, const at::Tensor& a, const at::Tensor& b) {
 
 void dots(const CsrPattern& w, const at::Tensor& a, const at::Tensor& b, const at::Tensor& out) {
   const at::Tensor left = with_unit_stride(a), right = with_unit_stride(b);
-  for_type("", a.scalar_type(), [&](auto type) { sampled_product(w, left, right, static_cast<decltype(type)*>(out.mutable_data_ptr())); });
+  for_value_type("", "a", a.scalar_type(), [&](auto type) { sampled_product(w, left, right, static_cast<decltype(type)*>(out.mutable_data_ptr())); });
 }
 
 at::Tensor csr_sddmm_cpu(const at::Tensor& crow, const at::Tensor& col, const at::Tensor& a, const at::Tensor& b, c10::string_view algo) {
