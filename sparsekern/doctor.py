@@ -1,4 +1,5 @@
 """sparsekern doctor: what is live on this machine and why the rest is not, and every op checked against its reference."""
+import functools
 import os
 import platform
 import shutil
@@ -162,6 +163,27 @@ def _prune(draw, k):
     return [_masks(draw, shapes), *floats, k, k], {}
 
 
+def _csr(draw, op):
+    """A [37, 50] matrix at 90 % with its plan, as the CSR products take it."""
+    crow, col, val = random_csr(37, 50, 0.9, seed=int(torch.randint(1000, (), generator=draw)))
+    row_order, *transposed = ops.csr_plan(crow, col, 37, 50)
+    x, wide, tall, bias = (torch.randn(shape, generator=draw) for shape in ((19, 50), (19, 37), (37, 45), (37,)))
+    return {"csr_plan": ([crow, col, 37, 50], {}),
+            "csr_spmm": ([crow, col, val, x.t().contiguous(), 37, 50], {"row_order": row_order, "bias": bias}),
+            "csr_spmm_t": ([*transposed, val, tall, 37, 50], {}),
+            "csr_linear": ([x, crow, col, val, *transposed, bias, 37], {}),
+            "csr_linear_backward": ([x, wide, crow, col, val, *transposed, True, True, True], {})}[op]
+
+
+def _convolution(draw, which):
+    """A grouped, strided, padded, dilated convolution; two of x, val and grad_y, as the op named asks."""
+    crow, col, val = random_csr(8, 3 * 3 * 2, 0.6, seed=1)
+    x, grad_y = torch.randn(3, 6, 9, 17, generator=draw), torch.randn(3, 8, 5, 9, generator=draw)
+    options = {"stride": [2, 2], "padding": [2, 1], "dilation": [2, 1], "groups": 2}
+    return {"forward": [x, crow, col, val, torch.randn(8, generator=draw), [3, 2]], "input": [grad_y, crow, col, val, [3, 6, 9, 17], [3, 2]],
+            "weight": [x, grad_y, crow, col, [3, 2]]}[which], options
+
+
 def _sparse(draw, *, samples: bool):
     """Weights of rows and columns, among them hopeless ones, and a random pattern of 37 x 23; or samples and that pattern."""
     crow, col, _ = random_csr(37, 23, 0.8)
@@ -170,9 +192,25 @@ def _sparse(draw, *, samples: bool):
     return [torch.randint(37, (900,), generator=draw, dtype=torch.int32), torch.randint(23, (900,), generator=draw, dtype=torch.int32), crow, col, 23]
 
 
+def _pattern(draw, op):
+    """A [37, 50] matrix at 80 %, and what the ops that make, check and change patterns and the sampled products take with it."""
+    dense = torch.randn(37, 50, generator=draw) * (torch.rand(37, 50, generator=draw) < 0.2)
+    crow, col, val = ops.csr_from_mask(dense != 0, dense)
+    rows, cols = (dense == 0).nonzero().int().t().contiguous()
+    drop, take = torch.rand(col.numel(), generator=draw) < 0.3, torch.rand(rows.numel(), generator=draw) < 0.1
+    a, b = torch.randn(37, 70, generator=draw), torch.randn(70, 50, generator=draw).t()
+    return {"csr_from_mask": ([dense != 0, dense], {}),
+            "csr_validate": ([crow, col.roll(1), 37, 50, val], {}),
+            "csr_replace": ([crow, col, [val, val.bfloat16()], drop, rows, cols, take], {"nnz": int(col.numel() - drop.sum() + take.sum())}),
+            "csr_sddmm": ([crow, col, a, b], {}),
+            "coo_sddmm": ([rows, cols, torch.tensor(900), a, b], {})}[op]
+
+
 _SEED = torch.tensor(7)
 _K = [20, 1, 300, 0, 0]
 MAKERS: dict[str, Callable[[torch.Generator], tuple[list, dict]]] = {
+    **{op: functools.partial(_csr, op=op) for op in ("csr_plan", "csr_spmm", "csr_spmm_t", "csr_linear", "csr_linear_backward")},
+    **{op: functools.partial(_pattern, op=op) for op in ("csr_from_mask", "csr_validate", "csr_replace", "csr_sddmm", "coo_sddmm")},
     "pack_mask": lambda draw: ([_masks(draw)[0]], {}),
     "unpack_mask": lambda draw: ([_bits(draw)[0], list(SHAPES[0])], {}),
     "mask_stats": lambda draw: ([_masks(draw), _masks(draw)], {}),
@@ -185,6 +223,9 @@ MAKERS: dict[str, Callable[[torch.Generator], tuple[list, dict]]] = {
     "project_conflict_": lambda draw: ([_floats(draw), _floats(draw)], {"masks": _masks(draw), "stats": torch.zeros(1, 4)}),
     "project_conflict_sgd_": lambda draw: _update(draw, projected=True, tensor_lr=False),
     "project_conflict_sgd_.tensor_lr": lambda draw: _update(draw, projected=True, tensor_lr=True),
+    "sparse_conv2d": lambda draw: _convolution(draw, "forward"),
+    "sparse_conv2d_input_grad": lambda draw: _convolution(draw, "input"),
+    "sparse_conv2d_weight_grad": lambda draw: _convolution(draw, "weight"),
     "topk_mask": lambda draw: ([_floats(draw), torch.tensor(_K)], {}),
     "topk_mask.int_k": lambda draw: ([_floats(draw), [400]], {"global_": True}),
     "select_threshold": lambda draw: ([_floats(draw), torch.tensor(_K)], {}),

@@ -51,6 +51,18 @@ def autograd_kernel(name: str) -> Callable:
     return decorate
 
 
+def autocast_kernel(name: str) -> Callable:
+    """Register the decorated function as the op's rule under autocast; it gets the autocast dtype before the op's own arguments."""
+    def decorate(function: Callable) -> Callable:
+        for key, device in (("AutocastCPU", "cpu"), ("AutocastCUDA", "cuda")):
+            def cast(*args, key=key, device=device, **kwargs):
+                with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))):
+                    return function(torch.get_autocast_dtype(device), *args, **kwargs)
+            _library.impl(name, cast, key)
+        return function
+    return decorate
+
+
 def has_kernel(name: str, key: str) -> bool:
     """Whether a kernel of its own is registered for the op on this dispatch key."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"sparsekern::{name}", key)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparsekern.ops._register import define, fake, reference
+from sparsekern.ops._register import define, fake, reference, uses_triton
 from sparsekern.ops.philox import check_seed, random_signs
 
 define("activity(Tensor x, *, bool signed=False, Tensor? seed=None, int offset=0, int[] kernel_size=[], int[] stride=[], int[] padding=[], "
@@ -97,3 +97,6 @@ def activity_reference(x, *, signed=False, seed=None, offset=0, kernel_size=(), 
 def _(x, *, signed=False, seed=None, offset=0, kernel_size=(), stride=(), padding=(), dilation=()):
     taps = kernel_size[0] * kernel_size[1] if kernel_size else 1
     return x.new_empty([x.shape[1 if kernel_size else -1] * taps], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+uses_triton("activity")

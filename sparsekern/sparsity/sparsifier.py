@@ -239,6 +239,19 @@ class Sparsifier(ABC):
         self._masks_changed()
         self._show_next()
 
+    # What hooks may use.
+
+    def nan_flags(self) -> Tensor:
+        """[layers] int64 on the device: 1 where a layer's weights hold a NaN (or overflow their norm)."""
+        return torch.stack(torch._foreach_norm([weight.detach() for weight in self.weights])).isnan().long()
+
+    def refuse_nan(self, flags: list[int] | None = None) -> None:
+        """ValueError naming the layers with NaN in their weights; `flags` when they were read already."""
+        bad = [layer for layer, flag in zip(self.masks.layers, self.nan_flags().tolist() if flags is None else flags) if flag]
+        if bad:
+            raise ValueError(f"mask event at step {self.steps}: NaN in the weights of {', '.join(bad)}; the masks are unchanged. Lower the "
+                             f"learning rate, or clip with step(max_norm=...)")
+
     # How it is done.
 
     def _masks_changed(self) -> None:

@@ -68,7 +68,7 @@ def _identity(s) -> dict:
     """What must agree between the run that saved and the one that loads."""
     return {"format": _FORMAT, "algorithm": type(s).__name__, "subnets": list(s.subnets),
             "config": json.loads(json.dumps(dataclasses.asdict(s.config))),
-            "layers": {layer.name: list(layer.param.shape) for layer in s.layers}}
+            "layers": {layer.name: list(layer.shape) for layer in s.layers}}
 
 
 def _compare(what: str, own, saved) -> None:

@@ -88,7 +88,7 @@ def learning_rate(config: TrainConfig, step: int, total: int, per_epoch: int) ->
     if config.schedule == "cosine":
         return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
     if config.schedule == "step":
-        return config.lr * config.gamma ** sum(step >= share * total for share in config.milestones)
+        return config.lr * config.lr_gamma ** sum(step >= share * total for share in config.milestones)
     return config.lr
 
 

@@ -1,0 +1,23 @@
+"""RigL: the weakest connections go, those with the largest dense gradient come."""
+from torch import Tensor
+
+from sparsekern.sparsity.dynamic import Dynamic
+
+
+class RigL(Dynamic):
+    """Drop the smallest weights of every layer and grow as many connections where the gradient of the loss is largest, as zeros.
+
+    A connection that was dropped may be grown again in the same event and then keeps its value. The gradient of every connection is
+    made once per event, so memory and the event's time are those of a dense layer.
+
+    Args:
+        model, optimizer: see Sparsifier.
+        fields: those of DynamicConfig; `total_steps` is needed. delta_t is 100 steps, or a hundredth of a shorter run.
+    Source: Evci et al., Rigging the lottery: making all tickets winners, 2020, algorithm 1.
+    """
+    longest_period = 100
+
+    def exchange(self, grads: list[Tensor | None], fraction: float) -> dict:
+        moved = [0 if grad is None else int(fraction * count) for grad, count in zip(grads, self.masks.counts(self.net))]
+        scores = [weight if grad is None else grad for weight, grad in zip(self.weights, grads)]
+        return {"flips": self.prune_regrow(scores, moved, regrow_dropped=True)}

@@ -1,0 +1,169 @@
+"""Training that is sparse from the first step: one net of exact sparsity, and connections that move now and then.
+
+`SparseStart` draws the net; `Dynamic` adds the times at which connections move and what the move does to values and momentum.
+"""
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsekern import ops
+from sparsekern.sparsity import schedules
+from sparsekern.sparsity.allocation import ALLOCATIONS, allocate
+from sparsekern.sparsity.initial import fan_in_values, random_positions
+from sparsekern.sparsity.optim_state import shaped_state
+from sparsekern.sparsity.patterns import Unstructured
+from sparsekern.sparsity.sparsifier import Sparsifier, SparsifierConfig
+from sparsekern.sparsity.timeline import FOREVER, Phase, Timeline, View
+
+
+@dataclass(kw_only=True)
+class SparseStartConfig(SparsifierConfig):
+    sparsity: float = 0.9               # fraction of zeros over all prunable weights
+    allocation: str = "er"              # er (Erdos-Renyi over the flattened kernel), erk (kernel sides count) or uniform
+    init: str = "fan_in"                # fan_in: scaled to each unit's real fan-in; keep: the model's own values where connections are
+    skip_first: bool = False            # leave the first convolution dense
+    metrics: bool = False               # measure the inner product of consecutive gradients
+
+
+@dataclass(kw_only=True)
+class DynamicConfig(SparseStartConfig):
+    delta_t: int | None = None          # steps between events
+    end: int | None = None              # no event after this step
+    prune_fraction: float = 0.3         # share of the connections exchanged at an event
+    prune_schedule: str = "cosine"      # of that share: cosine (falls to 0 at the end) or constant
+    event_skips_update: bool = False    # an event takes the place of the step's weight update
+
+
+class SparseStart(Sparsifier):
+    """One net, sparse from the first step: exact counts per layer, connections and values drawn from the seed."""
+    Config = SparseStartConfig
+    config: SparseStartConfig
+
+    def make_patterns(self) -> dict[str, Unstructured]:
+        c = self.config
+        if isinstance(c.sparsity, Sequence):
+            if len(c.sparsity) != 1:
+                raise ValueError(f"sparsity: this algorithm trains one net, expected one number, got {list(c.sparsity)}")
+            c.sparsity = c.sparsity[0]
+        c.sparsity = float(c.sparsity)
+        for name, value, known in (("allocation", c.allocation, ALLOCATIONS), ("init", c.init, ("fan_in", "keep"))):
+            if value not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+        return {str(c.sparsity): Unstructured(c.sparsity)}
+
+    def make_timeline(self) -> Timeline:
+        name = self.subnets[0]
+        return Timeline((Phase(name, FOREVER, View(name, name)),))
+
+    @property
+    def net(self) -> str:
+        """The name of the one net."""
+        return self.subnets[0]
+
+    def first_counts(self) -> list[int]:
+        """Connections per layer at the start."""
+        c = self.config
+        counts = allocate(c.allocation, [layer.shape for layer in self.layers], self.patterns[self.net].nnz(self.masks.numel))
+        empty = [layer.name for layer, count in zip(self.layers, counts) if count == 0]
+        if empty:
+            raise ValueError(f"sparsity: {c.sparsity} with allocation {c.allocation!r} leaves no weight in {', '.join(empty)}; lower it, "
+                             f"exclude such layers, or use another allocation")
+        return counts
+
+    @torch.no_grad()
+    def setup(self) -> None:
+        counts, masks = self.first_counts(), []
+        for index, (layer, count) in enumerate(zip(self.layers, counts)):
+            weight, rows = layer.param, layer.shape[0]
+            cols = weight.numel() // rows
+            positions = random_positions(rows, cols, count, self.config.seed, index, device=weight.device)
+            mask = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
+            mask[positions] = True
+            masks.append(mask.view(layer.shape))
+            if self.config.init == "fan_in":
+                values, biases = fan_in_values(positions, rows, cols, self.config.seed, index, dtype=weight.dtype)
+                dense = torch.zeros(weight.numel(), dtype=weight.dtype, device=weight.device)
+                dense[positions] = values
+                weight.copy_(dense.view(layer.shape))
+                for module in layer.modules:
+                    if module.bias is not None:
+                        module.bias.copy_(biases)
+            else:
+                weight.masked_fill_(~masks[-1], 0)
+        self.masks.write(self.net, masks, counts)
+
+
+class Dynamic(SparseStart):
+    """Adds events every `delta_t` steps until `end`; a subclass says what happens there by writing `exchange`.
+
+    Event n is due at the end of step n * delta_t (counted from 1), before that step's update. One that a gradient scaler skipped, or
+    whose gradients are not finite, takes place in the next step.
+    """
+    Config = DynamicConfig
+    config: DynamicConfig
+    period = 1 / 100                    # defaults of delta_t and of the end, as shares of the run
+    longest_period = 1 << 62
+    until = 0.75
+
+    def make_patterns(self) -> dict[str, Unstructured]:
+        c = self.config
+        c.delta_t = max(1, min(self.longest_period, int(self.period * c.total_steps))) if c.delta_t is None else c.delta_t
+        c.end = int(self.until * c.total_steps) if c.end is None else c.end
+        if c.delta_t < 1 or c.end < 0:
+            raise ValueError(f"delta_t, end: expected delta_t >= 1 and end >= 0, got {c.delta_t} and {c.end}")
+        if not 0.0 <= c.prune_fraction <= 1.0:
+            raise ValueError(f"prune_fraction: expected a fraction in [0, 1], got {c.prune_fraction}")
+        if c.prune_schedule not in ("cosine", "constant"):
+            raise ValueError(f"prune_schedule: expected 'cosine' or 'constant', got {c.prune_schedule!r}")
+        self.events = 0                                             # how many have taken place
+        return super().make_patterns()
+
+    def event_due(self, step: int) -> bool:
+        return step < self.config.total_steps and (min(step, self.config.end) + 1) // self.config.delta_t > self.events
+
+    def fraction(self, step: int) -> float:
+        """Share of the connections that an event in this step exchanges."""
+        c = self.config
+        return c.prune_fraction if c.prune_schedule == "constant" else schedules.cosine_drop(step, c.prune_fraction, c.end)
+
+    def on_event(self, grads: list[Tensor | None]) -> None:
+        c = self.config
+        self.refuse_nan()
+        present = [grad for grad in grads if grad is not None]
+        if not present or not bool(torch.stack(torch._foreach_norm(present)).isfinite().all()):
+            return                                                  # the next step has better gradients
+        fraction = self.fraction(self.steps)
+        record = self.exchange(grads, fraction)
+        self.events = (min(self.steps, c.end) + 1) // c.delta_t
+        self.history.append({"step": self.steps, "subnet": self.net, "event": self.events, "sparsity": self.masks.sparsity(self.net),
+                             "fraction": fraction} | record)
+        if c.event_skips_update:
+            self.optimizer.zero_grad()
+
+    def exchange(self, grads: list[Tensor | None], fraction: float) -> dict:
+        """Move connections; returns what the record of the event says about it, `flips` at least."""
+        raise NotImplementedError
+
+    def prune_regrow(self, scores: list[Tensor], drop: list[int], regrow_dropped: bool) -> Tensor:
+        """Per layer: drop so many of the smallest |W|, grow as many of the highest scores; what moved is 0 and has no momentum.
+
+        Returns:
+            flips: [layers] int64, positions that changed.
+        """
+        old = self.masks[self.net]
+        masks = [mask.clone() for mask in old]
+        dropped, grown = ops.prune_regrow_(masks, self.weights, scores, drop, drop, regrow_dropped=regrow_dropped, on_drop="zero",
+                                           on_grow="zero")
+        for weight, before, after in zip(self.weights, old, masks):
+            for state in shaped_state(self.optimizer, weight).values():
+                state.masked_fill_(before ^ after, 0)
+        self.masks.write(self.net, masks, self.masks.counts(self.net))
+        return dropped + grown
+
+    def extra_state(self) -> dict:
+        return {"events": self.events}
+
+    def load_extra_state(self, values: dict) -> None:
+        self.events = values["events"]
