@@ -47,8 +47,8 @@ def program(tmp_path_factory):
     if CXX is None:
         pytest.skip("no C++ compiler")
     target = tmp_path_factory.mktemp("native") / "philox_check"
-    subprocess.run([CXX, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-I", ROOT / "csrc", ROOT / "tests/native/philox_check.cpp", "-o", target],
-                   check=True, timeout=120)
+    source = ROOT / "tests/native/philox_check.cpp"
+    subprocess.run([CXX, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-I", ROOT / "csrc", source, "-o", target], check=True, timeout=120)
     return target
 
 
