@@ -7,6 +7,8 @@ namespace sparsekern::scalar {
 #include "cpu/simd_common.h"
 #include "cpu/keys_scalar.h"
 #include "cpu/keys_common.h"
+#include "cpu/tile_scalar.h"
+#include "cpu/tile_common.h"
 #include "cpu/words_scalar.h"
 #include "cpu/words_common.h"
 #include SK_KERNEL_FILE
@@ -20,6 +22,8 @@ namespace sparsekern::avx2 {
 #include "cpu/simd_common.h"
 #include "cpu/keys_avx2.h"
 #include "cpu/keys_common.h"
+#include "cpu/tile_avx2.h"
+#include "cpu/tile_common.h"
 #include "cpu/words_avx2.h"
 #include "cpu/words_common.h"
 #include SK_KERNEL_FILE
@@ -33,6 +37,8 @@ namespace sparsekern::avx512 {
 #include "cpu/simd_common.h"
 #include "cpu/keys_avx512.h"
 #include "cpu/keys_common.h"
+#include "cpu/tile_avx512.h"
+#include "cpu/tile_common.h"
 #include "cpu/words_avx512.h"
 #include "cpu/words_common.h"
 #include SK_KERNEL_FILE
