@@ -72,7 +72,8 @@ def main() -> None:
             | {key: statistics.median(run[key] for run in found[index]) if found[index][0][key] is not None else None
                for key in ("step_ms", "event_ms", "peak_mib")}
             for index, (model, sparsity, algorithm, options) in enumerate(cases)]
-    print(json.dumps({"command": "python scripts/always_sparse_steps.py", "commit": commit(), "uncommitted_changes": uncommitted(), "device": device_info(torch.device("cpu")), "versions": versions(),
+    print(json.dumps({"command": "python scripts/always_sparse_steps.py", "commit": commit(), "uncommitted_changes": uncommitted(),
+                      "device": device_info(torch.device("cpu")), "versions": versions(),
                       "batch": BATCH, "rows": rows}, indent=1))
 
 

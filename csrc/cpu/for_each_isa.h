@@ -11,8 +11,6 @@ namespace sparsekern::scalar {
 #include "cpu/tile_common.h"
 #include "cpu/words_scalar.h"
 #include "cpu/words_common.h"
-#include "cpu/keys_scalar.h"
-#include "cpu/keys_common.h"
 #include SK_KERNEL_FILE
 }  // namespace sparsekern::scalar
 
@@ -28,8 +26,6 @@ namespace sparsekern::avx2 {
 #include "cpu/tile_common.h"
 #include "cpu/words_avx2.h"
 #include "cpu/words_common.h"
-#include "cpu/keys_avx2.h"
-#include "cpu/keys_common.h"
 #include SK_KERNEL_FILE
 }  // namespace sparsekern::avx2
 #pragma GCC pop_options
@@ -45,8 +41,6 @@ namespace sparsekern::avx512 {
 #include "cpu/tile_common.h"
 #include "cpu/words_avx512.h"
 #include "cpu/words_common.h"
-#include "cpu/keys_avx512.h"
-#include "cpu/keys_common.h"
 #include SK_KERNEL_FILE
 }  // namespace sparsekern::avx512
 #pragma GCC pop_options
