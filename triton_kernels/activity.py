@@ -66,10 +66,12 @@ def partial_kernel(x, words, partials, features, positions, shift, x_n, x_h, x_w
 def sum_kernel(partials, out, features, chunks, LANES: tl.constexpr, BLOCK: tl.constexpr):
     f = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([LANES, BLOCK], tl.float64)
-    for start in range(0, chunks, LANES):
+    start = 0
+    while start < chunks:
         chunk = start + tl.arange(0, LANES)
         total += tl.load(partials + chunk[:, None].to(tl.int64) * features + f[None, :], mask=(chunk < chunks)[:, None] & (f < features)[None, :],
                          other=0.0).to(tl.float64)
+        start += LANES
     tl.store(out + f, tl.sum(total, 0).to(out.dtype.element_ty), mask=f < features)
 
 
@@ -161,8 +163,8 @@ def activity(x, *, signed=False, seed=None, offset=0, kernel_size=(), stride=(),
 def _row(name, kind="*fp32", signed=False, flat=False, window=False, features_last=False, block=16, wide=False):
     strides = {"x_n": "i32", "x_h": "i32", "x_w": "i32", "x_c": "i32"} | {"x_c" if features_last else "x_w": "constexpr"}
     sizes = dict.fromkeys(partial_kernel.arg_names[10:22], "i32")
-    on = {"SIGNED": signed, "FLAT": flat, "WINDOW": window, "FEATURES_LAST": features_last, "ARITHMETIC": tl.float64 if kind == "*fp64" else tl.float32,
-          "INDEX": tl.int64 if wide else tl.int32, "LANES": TILE // block, "BLOCK": block, "STEPS": STEPS}
+    on = {"SIGNED": signed, "FLAT": flat, "WINDOW": window, "FEATURES_LAST": features_last, "LANES": TILE // block, "BLOCK": block, "STEPS": STEPS,
+          "ARITHMETIC": tl.float64 if kind == "*fp64" else tl.float32, "INDEX": tl.int64 if wide else tl.int32}
     on |= {name: 1 for name, kind in strides.items() if kind == "constexpr"} | ({} if signed else {"words": None})
     signature = {"x": kind, "words": "*i32", "partials": "*fp64" if kind == "*fp64" else "*fp32", "features": "i32",
                  "positions": "i64" if wide else "i32", "shift": "i32", **strides, **sizes} | dict.fromkeys(on, "constexpr")

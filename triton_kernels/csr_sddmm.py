@@ -1,6 +1,6 @@
 """csr_sddmm and coo_sddmm: dot products of rows of a and rows of b, only where a pattern or a list of places says.
 
-gather: a program owns entries of one row, keeps that row of a in registers and gathers the rows of b: nnz * N * size(b) bytes from L2.
+gather: a program owns entries of one row of a and gathers their rows of b: nnz * N * size(b) bytes from L2.
 dense: a program computes tiles of the whole product on the tensor cores and stores the pattern's entries of each; 2 R C N operations
 whatever the sparsity. The cheaper one by a model of those two rates is taken. Sums are fp32 in a fixed order (float32 operands as
 three tf32 products on tensor cores). Compiled ahead of time and interpreted so far, not yet run on a GPU.
@@ -15,7 +15,7 @@ from .csr_spmm import TYPES, arithmetic, check_pattern, check_positions
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"     # the interpreter's tl.dot of bfloat16 is wrong: it gets float32 operands
 GATHER_RATE = 5.5e12                                        # bytes/s from the L2 cache and, below, operations/s of a plain tiled product:
-DENSE_RATE = {2: 400e12, 4: 100e12}                         # estimates for a large GPU by bytes per element, to be measured
+DENSE_RATE = {2: 150e12, 4: 50e12}                          # estimates for a large GPU by bytes per element, to be measured
 SECTOR = 32                                                 # bytes that come with each gathered element of a column-major operand
 TILE_ROWS, TILE_COLS, WARPS, PROGRAMS = 64, 64, 8, 1024
 ENTRIES, BLOCK = 16, 128
@@ -32,11 +32,13 @@ def gather_kernel(crow, col, a, b, out, rows, n, a_row, a_col, b_row, b_col, spl
         valid = e < end
         k = tl.load(col + e, mask=valid, other=0).to(tl.int64)
         total = tl.zeros([ENTRIES, BLOCK], ARITHMETIC)
-        for start in range(0, n, BLOCK):
+        start = 0
+        while start < n:
             j = start + tl.arange(0, BLOCK)
             x = tl.load(a + row * a_row + j.to(tl.int64) * a_col, mask=j < n, other=0.0).to(ARITHMETIC)
             y = tl.load(b + k[:, None] * b_row + j[None, :].to(tl.int64) * b_col, mask=valid[:, None] & (j < n)[None, :], other=0.0)
             total += x[None, :] * y.to(ARITHMETIC)
+            start += BLOCK
         tl.store(out + e, tl.sum(total, 1).to(out.dtype.element_ty), mask=valid)
         at += splits * ENTRIES
 
@@ -50,12 +52,14 @@ def places_kernel(rows, cols, count, a, b, out, numel, n, a_row, a_col, b_row, b
     r = tl.load(rows + e, mask=valid, other=0).to(tl.int64)
     c = tl.load(cols + e, mask=valid, other=0).to(tl.int64)
     total = tl.zeros([ENTRIES, BLOCK], ARITHMETIC)
-    for start in range(0, n, BLOCK):
+    start = 0
+    while start < n:
         j = start + tl.arange(0, BLOCK)
         wanted, step = valid[:, None] & (j < n)[None, :], j[None, :].to(tl.int64)
         x = tl.load(a + r[:, None] * a_row + step * a_col, mask=wanted, other=0.0).to(ARITHMETIC)
         y = tl.load(b + c[:, None] * b_row + step * b_col, mask=wanted, other=0.0).to(ARITHMETIC)
         total += x * y
+        start += BLOCK
     tl.store(out + e, tl.sum(total, 1).to(out.dtype.element_ty), mask=e < numel)
 
 
@@ -72,33 +76,43 @@ def lower_bound(col, low, high, first):
 
 
 @triton.jit
-def dense_kernel(crow, col, a, b, out, rows, cols, n, a_row, a_col, b_row, b_col, tiles, FULL: tl.constexpr, ROWS: tl.constexpr,
+def add_product(total, a, b, r, c, start, rows, cols, n, a_row, a_col, b_row, b_col, FULL: tl.constexpr, BLOCK: tl.constexpr):
+    """total + a[r, start : start + BLOCK] b[c, start : start + BLOCK]^T"""
+    j = start + tl.arange(0, BLOCK)
+    x = tl.load(a + r[:, None].to(tl.int64) * a_row + j[None, :].to(tl.int64) * a_col, mask=(r < rows)[:, None] & (j < n)[None, :], other=0.0)
+    y = tl.load(b + c[None, :].to(tl.int64) * b_row + j[:, None].to(tl.int64) * b_col, mask=(c < cols)[None, :] & (j < n)[:, None], other=0.0)
+    if FULL:
+        x, y = x.to(tl.float32), y.to(tl.float32)
+    return tl.dot(x, y, total, input_precision="tf32x3")
+
+
+@triton.jit
+def dense_kernel(crow, col, a, b, out, rows, cols, n, a_row, a_col, b_row, b_col, tiles, INTERPRETED: tl.constexpr, ROWS: tl.constexpr,
                  COLS: tl.constexpr, BLOCK: tl.constexpr):
     # A band of ROWS rows times `tiles` tiles of COLS columns. The entries of a row inside a tile are neighbours in the pattern:
     # each row keeps the place of its next one, and lane i of a row picks the product of entry at + i.
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    real = r < rows
-    first = tl.program_id(1) * tiles * COLS
-    end = tl.load(crow + r + 1, mask=real, other=0)
-    at = lower_bound(col, tl.load(crow + r, mask=real, other=0), end, first)
-    for tile in range(tiles):
-        left = first + tile * COLS
+    left, last = tl.program_id(1) * tiles * COLS, (tl.program_id(1) + 1) * tiles * COLS
+    end = tl.load(crow + r + 1, mask=r < rows, other=0)
+    at = lower_bound(col, tl.load(crow + r, mask=r < rows, other=0), end, left)
+    while left < last:
         c = left + tl.arange(0, COLS)
         total = tl.zeros([ROWS, COLS], tl.float32)
-        for start in range(0, n, BLOCK):
-            j = start + tl.arange(0, BLOCK)
-            x = tl.load(a + r[:, None].to(tl.int64) * a_row + j[None, :].to(tl.int64) * a_col, mask=real[:, None] & (j < n)[None, :], other=0.0)
-            y = tl.load(b + c[None, :].to(tl.int64) * b_row + j[:, None].to(tl.int64) * b_col, mask=(c < cols)[None, :] & (j < n)[:, None],
-                        other=0.0)
-            if FULL:
-                x, y = x.to(tl.float32), y.to(tl.float32)
-            total = tl.dot(x, y, total, input_precision="tf32x3")
+        if INTERPRETED:                                     # older interpreters take no range of an argument; compiled, it is pipelined
+            start = 0
+            while start < n:
+                total = add_product(total, a, b, r, c, start, rows, cols, n, a_row, a_col, b_row, b_col, True, BLOCK)
+                start += BLOCK
+        else:
+            for start in range(0, n, BLOCK):
+                total = add_product(total, a, b, r, c, start, rows, cols, n, a_row, a_col, b_row, b_col, False, BLOCK)
         e = at[:, None] + tl.arange(0, COLS)[None, :]
         k = tl.load(col + e, mask=e < end[:, None], other=-1) - left
         here = (k >= 0) & (k < COLS)
         picked = tl.gather(total, tl.where(here, k, 0), 1)
         tl.store(out + e, picked.to(out.dtype.element_ty), mask=here)
         at += tl.sum(here.to(tl.int32), 1)
+        left += COLS
 
 
 def check_operands(op, a, b):
@@ -118,9 +132,9 @@ def cheaper(nnz, a, b):
     size, n = a.element_size(), a.shape[1]
     if size == 8:
         return "gather"
-    fetched = sum(t.element_size() if t.stride(1) == 1 else SECTOR for t in (a, b)) - (a.element_size() if a.stride(1) == 1 else 0)
+    of_a, of_b = (size if t.stride(1) == 1 else SECTOR for t in (a, b))
     padded = triton.cdiv(a.shape[0], TILE_ROWS) * TILE_ROWS * triton.cdiv(b.shape[0], TILE_COLS) * TILE_COLS
-    return "gather" if nnz * n * fetched / GATHER_RATE <= 2 * padded * n / DENSE_RATE[size] else "dense"
+    return "gather" if nnz * n * (of_b + of_a / ENTRIES) / GATHER_RATE <= 2 * padded * n / DENSE_RATE[size] else "dense"
 
 
 def _strides(a, b):
@@ -145,9 +159,9 @@ def sample(out, crow, col, a, b, algo="auto"):
                                             ENTRIES=ENTRIES, BLOCK=_block(a))
         else:
             bands, across = triton.cdiv(rows, TILE_ROWS), triton.cdiv(b.shape[0], TILE_COLS)
-            tiles = max(1, bands * across // PROGRAMS)
+            tiles = min(across, max(1, bands * across // PROGRAMS))
             dense_kernel[(bands, triton.cdiv(across, tiles))](
-                crow, col, a, b, out, rows, b.shape[0], n, *_strides(a, b), tiles, FULL=INTERPRETED, ROWS=TILE_ROWS, COLS=TILE_COLS,
+                crow, col, a, b, out, rows, b.shape[0], n, *_strides(a, b), tiles, INTERPRETED=INTERPRETED, ROWS=TILE_ROWS, COLS=TILE_COLS,
                 BLOCK=16 if a.dtype == torch.float32 else 64, num_warps=WARPS)
     return out
 
@@ -184,9 +198,9 @@ _STRIDES = ("a_row", "a_col", "b_row", "b_col")
 def _row(kernel, name, pointers, sizes, ones=("a_col", "b_col"), aligned=True, **constants):
     constants |= dict.fromkeys(ones, 1)                                                                     # a launch specialises on 1
     signature = pointers | dict.fromkeys((*sizes, "n", *_STRIDES), "i32") | dict.fromkeys(constants, "constexpr")
-    divisible = [i for i, name in enumerate(kernel.arg_names) if name in (*pointers, *sizes, "n", *_STRIDES) and name not in (*ones, "tiles", "splits") and aligned]
+    divisible = [name for name in kernel.arg_names if aligned and name not in (*constants, "tiles", "splits")]
     return {"kernel": kernel, "name": name, "signature": signature, "constexprs": constants, "num_warps": WARPS if kernel is dense_kernel else 4,
-            "attrs": {(i,): [["tt.divisibility", 16]] for i in divisible}}
+            "attrs": {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in divisible}}
 
 
 def _pattern(kind, crow="*i32"):
@@ -198,7 +212,7 @@ def _places(kind):
 
 
 _GATHER = {"ARITHMETIC": tl.float32, "ENTRIES": ENTRIES, "BLOCK": BLOCK}
-_DENSE = {"FULL": False, "ROWS": TILE_ROWS, "COLS": TILE_COLS}
+_DENSE = {"INTERPRETED": False, "ROWS": TILE_ROWS, "COLS": TILE_COLS}
 _BOTH = ("a_row", "b_row")
 AOT = [
     _row(gather_kernel, "fp32", _pattern("*fp32"), ("rows", "splits"), **_GATHER),
