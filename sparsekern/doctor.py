@@ -1,4 +1,5 @@
 """sparsekern doctor: what is live on this machine and why the rest is not, and every op checked against its reference."""
+import functools
 import os
 import platform
 import shutil
@@ -12,6 +13,8 @@ from torch import Tensor
 from sparsekern import __version__, ops
 from sparsekern._machine import cpu_name
 from sparsekern._native import native
+from sparsekern.nn import SparseConv2d, SparseLinear
+from sparsekern.nn.choose import choose_backend
 from sparsekern.ops._register import has_kernel, triton_reason
 from sparsekern.testing import assert_close, random_csr
 
@@ -37,7 +40,24 @@ def doctor(say: Callable[[str], None] = print) -> int:
                 say(f"    {where}: DISAGREES: {reason}")
     seconds = time.perf_counter() - started
     say(f"{faults} disagree{'s' if faults == 1 else ''} with the reference ({seconds:.1f} s)" if faults else f"all agree ({seconds:.1f} s)")
+    say('sparse and dense product of typical layers, forward and backward, and which one sparsify(backend="auto") takes here')
+    for layer, finding in products():
+        say(f"  {layer:<66} {finding}")
     return 1 if faults else 0
+
+
+def products() -> list[tuple[str, str]]:
+    """(layer, times of both products and the choice) for a few typical layers."""
+    found = []
+    layers = ((SparseLinear.from_shape(1024, 1024, sparsity=0.9), (128, 1024)),
+              (SparseConv2d.from_shape(64, 64, 3, sparsity=0.95, padding=1), (16, 64, 16, 16)),
+              (SparseLinear.from_shape(64, 64, sparsity=0.5), (32, 64)))
+    for layer, shape in layers:
+        choice = choose_backend(layer, shape)
+        why = choice.reason.partition("]: ")[2] + ("" if native.available else " (the compiled kernels are not live)")
+        name = f"{type(layer).__name__} {layer.rows} x {layer.cols}, sparsity {layer.sparsity:.2f}, input {list(shape)}"
+        found.append((name, f"sparse {choice.sparse_ms:.2f} ms, dense {choice.dense_ms:.2f} ms: {why}"))
+    return found
 
 
 def environment() -> list[tuple[str, str]]:
@@ -162,6 +182,18 @@ def _prune(draw, k):
     return [_masks(draw, shapes), *floats, k, k], {}
 
 
+def _csr(draw, op):
+    """A [37, 50] matrix at 90 % with its plan, as the CSR products take it."""
+    crow, col, val = random_csr(37, 50, 0.9, seed=int(torch.randint(1000, (), generator=draw)))
+    row_order, *transposed = ops.csr_plan(crow, col, 37, 50)
+    x, wide, tall, bias = (torch.randn(shape, generator=draw) for shape in ((19, 50), (19, 37), (37, 45), (37,)))
+    return {"csr_plan": ([crow, col, 37, 50], {}),
+            "csr_spmm": ([crow, col, val, x.t().contiguous(), 37, 50], {"row_order": row_order, "bias": bias}),
+            "csr_spmm_t": ([*transposed, val, tall, 37, 50], {}),
+            "csr_linear": ([x, crow, col, val, *transposed, bias, 37], {}),
+            "csr_linear_backward": ([x, wide, crow, col, val, *transposed, True, True, True], {})}[op]
+
+
 def _convolution(draw, which):
     """A grouped, strided, padded, dilated convolution; two of x, val and grad_y, as the op named asks."""
     crow, col, val = random_csr(8, 3 * 3 * 2, 0.6, seed=1)
@@ -171,8 +203,33 @@ def _convolution(draw, which):
             "weight": [x, grad_y, crow, col, [3, 2]]}[which], options
 
 
+def _sparse(draw, *, samples: bool):
+    """Weights of rows and columns, among them hopeless ones, and a random pattern of 37 x 23; or samples and that pattern."""
+    crow, col, _ = random_csr(37, 23, 0.8)
+    if not samples:
+        return [torch.randn(37, generator=draw), torch.rand(23, generator=draw), crow, col]
+    return [torch.randint(37, (900,), generator=draw, dtype=torch.int32), torch.randint(23, (900,), generator=draw, dtype=torch.int32), crow, col, 23]
+
+
+def _pattern(draw, op):
+    """A [37, 50] matrix at 80 %, and what the ops that make, check and change patterns and the sampled products take with it."""
+    dense = torch.randn(37, 50, generator=draw) * (torch.rand(37, 50, generator=draw) < 0.2)
+    crow, col, val = ops.csr_from_mask(dense != 0, dense)
+    rows, cols = (dense == 0).nonzero().int().t().contiguous()
+    drop, take = torch.rand(col.numel(), generator=draw) < 0.3, torch.rand(rows.numel(), generator=draw) < 0.1
+    a, b = torch.randn(37, 70, generator=draw), torch.randn(70, 50, generator=draw).t()
+    return {"csr_from_mask": ([dense != 0, dense], {}),
+            "csr_validate": ([crow, col.roll(1), 37, 50, val], {}),
+            "csr_replace": ([crow, col, [val, val.bfloat16()], drop, rows, cols, take], {"nnz": int(col.numel() - drop.sum() + take.sum())}),
+            "csr_sddmm": ([crow, col, a, b], {}),
+            "coo_sddmm": ([rows, cols, torch.tensor(900), a, b], {})}[op]
+
+
+_SEED = torch.tensor(7)
 _K = [20, 1, 300, 0, 0]
 MAKERS: dict[str, Callable[[torch.Generator], tuple[list, dict]]] = {
+    **{op: functools.partial(_csr, op=op) for op in ("csr_plan", "csr_spmm", "csr_spmm_t", "csr_linear", "csr_linear_backward")},
+    **{op: functools.partial(_pattern, op=op) for op in ("csr_from_mask", "csr_validate", "csr_replace", "csr_sddmm", "coo_sddmm")},
     "pack_mask": lambda draw: ([_masks(draw)[0]], {}),
     "unpack_mask": lambda draw: ([_bits(draw)[0], list(SHAPES[0])], {}),
     "mask_stats": lambda draw: ([_masks(draw), _masks(draw)], {}),
@@ -194,6 +251,11 @@ MAKERS: dict[str, Callable[[torch.Generator], tuple[list, dict]]] = {
     "select_threshold.int_k": lambda draw: ([_floats(draw), [400]], {"global_": True}),
     "prune_regrow_": lambda draw: _prune(draw, torch.tensor([9, 40, 0])),
     "prune_regrow_.int_k": lambda draw: _prune(draw, [9, 40, 0]),
+    "activity": lambda draw: ([torch.randn(2, 3, 9, 7, generator=draw)],
+                              {"signed": True, "seed": _SEED, "kernel_size": [3, 3], "stride": [2, 1], "padding": [1, 1]}),
+    "sample_product": lambda draw: ([*_sparse(draw, samples=False)[:2], 500], {"seed": _SEED}),
+    "csr_setdiff": lambda draw: (_sparse(draw, samples=True), {}),
+    "gse_candidates": lambda draw: ([*_sparse(draw, samples=False), 300], {"seed": _SEED, "rounds": 3}),
 }
 
 

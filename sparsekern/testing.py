@@ -6,9 +6,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 __all__ = ["assert_close", "awkward_shapes", "double", "each_implementation", "random_csr", "random_masks", "resnet50_shapes", "small_convnet",
-           "threads", "tolerance", "toy_batch"]
+           "threads", "tolerance", "toy_batch", "watch_allocations"]
 
 # Odd, prime, empty, scalar, one element, not a multiple of 16, 32 or a piece of 32K.
 awkward_shapes = [(0,), (1,), (), (7,), (31,), (32,), (33,), (5, 0, 3), (17, 13), (3, 5, 7, 2), (257,), (32771,), (70001,)]
@@ -107,3 +109,40 @@ def toy_batch(step: int, size: int = 32, classes: int = 4) -> tuple[Tensor, Tens
     generator = torch.Generator().manual_seed(step + 1)
     labels = torch.randint(classes, (size,), generator=generator)
     return patterns[labels] + torch.randn(size, 3, 8, 8, generator=generator), labels
+
+
+class watch_allocations(TorchDispatchMode):
+    """Within it nothing of a dense weight's size may come into being, in forward, backward, update or event.
+
+    An op that returns a tensor with a storage of its own of `limit` elements or more raises AssertionError on the spot, naming itself;
+    views and in-place results have no storage of their own and do not count. What kernels allocate inside is seen by the profiler: a
+    piece of `limit` bytes or more (so even a bool mask of the weight's size) raises at the end. `limit` is the size of the dense weight;
+    activations must be smaller than that. Memory that no torch allocator gave out is not seen; benchmarks/bench_memory.py weighs it.
+    """
+
+    def __init__(self, limit: int):
+        super().__init__()
+        self.limit = limit
+        self.largest = 0                    # bytes of the largest piece allocated
+        self._profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+
+    def __enter__(self):
+        self._profile.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, kind, error, trace):
+        super().__exit__(kind, error, trace)
+        self._profile.__exit__(kind, error, trace)
+        self.largest = max([event.nbytes() for event in self._profile.profiler.kineto_results.events() if event.name() == "[memory]"] + [0])
+        if kind is None:
+            assert self.largest < self.limit, f"a piece of {self.largest} bytes was allocated, the limit is {self.limit}"
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        given = {tensor.untyped_storage().data_ptr() for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
+        result = function(*args, **kwargs)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in given:
+                elements = tensor.untyped_storage().nbytes() // tensor.element_size()
+                assert elements < self.limit, f"{function} made a tensor of shape {list(tensor.shape)}: the limit is {self.limit} elements"
+        return result

@@ -9,11 +9,11 @@ BELOW = {                                                   # room -> what it ma
     "triton_kernels": set(),
     "_native": set(), "_version": set(), "_machine": set(),
     "ops": {"_native", "triton_kernels"},
-    "nn": {"ops"},
+    "nn": {"ops", "_native"},
     "sparsity": {"nn", "ops"},
     "algorithms": {"sparsity", "nn", "ops"},
     "testing": {"ops", "_native", "triton_kernels"},
-    "doctor": {"testing", "ops", "_native", "_machine", "__version__"},     # knows the build and the ops, not what is trained with them
+    "doctor": {"testing", "nn", "ops", "_native", "_machine", "__version__"},     # knows the build, the ops and the layers, no algorithm
     "training": {"algorithms", "sparsity", "nn", "ops", "_native", "_machine", "__version__"},
     "deploy": {"algorithms", "sparsity", "nn", "ops", "_native", "_machine", "__version__"},
 }

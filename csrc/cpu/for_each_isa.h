@@ -1,4 +1,5 @@
 // Compiles SK_KERNEL_FILE once per instruction set, each time in a namespace of its own. No guard on purpose.
+#include "common/philox.h"
 #include "cpu/isa.h"
 
 namespace sparsekern::scalar {
@@ -6,6 +7,10 @@ namespace sparsekern::scalar {
 #include "cpu/simd_common.h"
 #include "cpu/keys_scalar.h"
 #include "cpu/keys_common.h"
+#include "cpu/tile_scalar.h"
+#include "cpu/tile_common.h"
+#include "cpu/words_scalar.h"
+#include "cpu/words_common.h"
 #include SK_KERNEL_FILE
 }  // namespace sparsekern::scalar
 
@@ -17,6 +22,10 @@ namespace sparsekern::avx2 {
 #include "cpu/simd_common.h"
 #include "cpu/keys_avx2.h"
 #include "cpu/keys_common.h"
+#include "cpu/tile_avx2.h"
+#include "cpu/tile_common.h"
+#include "cpu/words_avx2.h"
+#include "cpu/words_common.h"
 #include SK_KERNEL_FILE
 }  // namespace sparsekern::avx2
 #pragma GCC pop_options
@@ -28,6 +37,10 @@ namespace sparsekern::avx512 {
 #include "cpu/simd_common.h"
 #include "cpu/keys_avx512.h"
 #include "cpu/keys_common.h"
+#include "cpu/tile_avx512.h"
+#include "cpu/tile_common.h"
+#include "cpu/words_avx512.h"
+#include "cpu/words_common.h"
 #include SK_KERNEL_FILE
 }  // namespace sparsekern::avx512
 #pragma GCC pop_options

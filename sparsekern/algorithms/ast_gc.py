@@ -125,7 +125,7 @@ class AST_GC(Sparsifier):
         return self._event_number(step)[1] > 0
 
     def wants_dense_grad(self, step: int) -> bool:
-        return self.config.prune_fraction > 0 and not (self.config.nested and step % len(self.subnets))
+        return self.event_due(step) and self.config.prune_fraction > 0 and not (self.config.nested and step % len(self.subnets))
 
     def on_event(self, grads: list[Tensor | None]) -> None:
         c = self.config
@@ -153,23 +153,14 @@ class AST_GC(Sparsifier):
         """The largest |W| of all layers together, inside the parent's mask if there is one. Nothing is written yet."""
         masks, counts, nan = global_masks(self.weights, budget, min_per_layer=self.config.min_per_layer,
                                           eligible=self.masks[parent] if parent else None,
-                                          largest_possible=self.masks.counts(parent) if parent else None, flags=self._nan_flags())
-        self._refuse_nan(nan)
+                                          largest_possible=self.masks.counts(parent) if parent else None, flags=self.nan_flags())
+        self.refuse_nan(nan)
         return masks, counts
 
     def _checked(self, name: str) -> tuple[list[Tensor], list[int]]:
         """Copies of the present masks."""
-        self._refuse_nan(self._nan_flags().tolist())
+        self.refuse_nan()
         return [mask.clone() for mask in self.masks[name]], self.masks.counts(name)
-
-    def _nan_flags(self) -> Tensor:
-        return torch.stack(torch._foreach_norm(self.weights)).isnan().long()
-
-    def _refuse_nan(self, flags: list[int]) -> None:
-        bad = [layer for layer, flag in zip(self.masks.layers, flags) if flag]
-        if bad:
-            raise ValueError(f"mask event at step {self.steps}: NaN in the weights of {', '.join(bad)}; the masks are unchanged. Lower the "
-                             f"learning rate, or clip with step(max_norm=...)")
 
     def _exchange(self, masks: list[Tensor], counts: list[int], grads: list[Tensor | None], fraction: float) -> None:
         """Layer by layer: drop the smallest weights, grow where the gradient of the loss is largest (a dropped weight may come back)."""

@@ -2,8 +2,9 @@
 from sparsekern.sparsity.masks import MaskSet
 from sparsekern.sparsity.patterns import Unstructured
 from sparsekern.sparsity.sparsifier import Sparsifier, SparsifierConfig
+from sparsekern.sparsity.sparsify import SparsifiedLayer, SparsifyReport, sparsify
 from sparsekern.sparsity.timeline import ALL, FOREVER, Moment, Phase, Timeline, View
 from sparsekern.sparsity.update import Correction
 
-__all__ = ["ALL", "FOREVER", "Correction", "MaskSet", "Moment", "Phase", "Sparsifier", "SparsifierConfig", "Timeline", "Unstructured",
-           "View"]
+__all__ = ["ALL", "FOREVER", "Correction", "MaskSet", "Moment", "Phase", "SparsifiedLayer", "Sparsifier", "SparsifierConfig",
+           "SparsifyReport", "Timeline", "Unstructured", "View", "sparsify"]

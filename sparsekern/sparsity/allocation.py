@@ -56,6 +56,16 @@ def erdos_renyi(shapes: Sequence[torch.Size], total: int, *, kernel: bool = True
     return largest_remainder([sizes[i] if i in dense else epsilon * raw[i] * sizes[i] for i in range(len(sizes))], total, sizes)
 
 
+ALLOCATIONS = ("er", "erk", "uniform")
+
+
+def allocate(name: str, shapes: Sequence[torch.Size], total: int) -> list[int]:
+    """Weights per layer by the allocation called `name`; `er` takes every weight as its [out, flattened in] matrix."""
+    if name == "uniform":
+        return uniform(shapes, total)
+    return erdos_renyi(shapes if name == "erk" else [(shape[0], math.prod(shape[1:])) for shape in shapes], total)
+
+
 def global_masks(scores: list[Tensor], total: int, *, min_per_layer: int = 1, eligible: list[Tensor] | None = None,
                  largest_possible: list[int] | None = None, flags: Tensor | None = None) -> tuple[list[Tensor], list[int], list[int]]:
     """One ranking of |score| over all layers, and no layer left with fewer than `min_per_layer` weights.

@@ -19,6 +19,12 @@ class Layer:
     name: str
     param: nn.Parameter
     modules: list[nn.Module]
+    dense_shape: torch.Size | None = None           # where the parameter holds nonzeros only
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the dense weight."""
+        return self.param.shape if self.dense_shape is None else self.dense_shape
 
 
 def find_layers(model: nn.Module, *, skip_first: bool = True, skip_last: bool = False, skip_depthwise: bool = False,
@@ -34,6 +40,15 @@ def find_layers(model: nn.Module, *, skip_first: bool = True, skip_last: bool = 
     Weights that are read outside their module's forward (the output projection of nn.MultiheadAttention, weights tied with an
     embedding, parametrized ones) are left dense and named in one warning.
     """
+    layers, unseen = survey_layers(model, skip_first=skip_first, skip_last=skip_last, skip_depthwise=skip_depthwise, only=only, exclude=exclude)
+    if unseen:
+        warnings.warn(f"left dense, as these weights are read outside their own forward: {', '.join(unseen)}", stacklevel=2)
+    return layers
+
+
+def survey_layers(model: nn.Module, *, skip_first: bool, skip_last: bool, skip_depthwise: bool, only: str | None,
+                  exclude: str | None) -> tuple[list[Layer], list[str]]:
+    """The layers of `find_layers`, and the names of the weights that it leaves dense because they are read elsewhere, too."""
     named = list(model.named_modules())
     convolutions = [module for _, module in named if isinstance(module, nn.Conv2d)]
     linears = [module for _, module in named if isinstance(module, nn.Linear)]
@@ -58,9 +73,7 @@ def find_layers(model: nn.Module, *, skip_first: bool = True, skip_last: bool = 
             layers[id(param)] = Layer(label, param, [module])
     if any(isinstance(getattr(module.forward, "__self__", None), MaskedForward) for _, module in named):
         raise ValueError("this model has a sparsifier already; call its remove() first")
-    if unseen:
-        warnings.warn(f"left dense, as these weights are read outside their own forward: {', '.join(unseen)}", stacklevel=2)
-    return list(layers.values())
+    return list(layers.values()), unseen
 
 
 class MaskedForward:

@@ -34,23 +34,25 @@ def momentum_buffers(optimizer: Optimizer, params: Sequence[Tensor]) -> list[Ten
     return buffers
 
 
+def shaped_state(optimizer: Optimizer, param: Tensor) -> dict[str, Tensor]:
+    """The optimizer's state of a parameter that has one entry per weight: momentum, moments."""
+    return {key: value for key, value in optimizer.state.get(param, {}).items()
+            if isinstance(value, Tensor) and value.shape == param.shape}
+
+
 class Outside:
     """Keeps parameters and their same-shaped optimizer state outside masks through any optimizer's step, bit for bit."""
 
     def __init__(self, optimizer: Optimizer, params: Sequence[Tensor], masks: Sequence[Tensor | None]):
         self.optimizer = optimizer
-        self.saved = [(param, mask, param.detach().clone(), {key: value.clone() for key, value in self._shaped(param)})
+        self.saved = [(param, mask, param.detach().clone(), {key: value.clone() for key, value in shaped_state(optimizer, param).items()})
                       for param, mask in zip(params, masks) if mask is not None and param.grad is not None]
 
     def restore(self) -> None:
         for param, mask, value, state in self.saved:
             param.copy_(torch.where(mask, param, value))
-            for key, tensor in self._shaped(param):
+            for key, tensor in shaped_state(self.optimizer, param).items():
                 if key in state:
                     tensor.copy_(torch.where(mask, tensor, state[key]))
                 else:
                     tensor.masked_fill_(~mask, 0)               # made by this very step
-
-    def _shaped(self, param: Tensor) -> list[tuple[str, Tensor]]:
-        state = self.optimizer.state.get(param, {})
-        return [(key, value) for key, value in state.items() if isinstance(value, Tensor) and value.shape == param.shape]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparsekern.sparsity.counter_rng import uniform
+
 
 @dataclass
 class Sources:
@@ -42,31 +44,13 @@ def mag_grad(s: Sources, share: float = 0.01) -> list[Tensor]:
 
 def random(s: Sources) -> list[Tensor]:
     """Uniform in [0, 1), from (seed, step, layer, position) alone: the same on every device and after a resume."""
-    return [_uniform(w, (s.seed, s.step, layer)) for layer, w in enumerate(s.weights)]
+    return [uniform(w, s.seed, s.step, layer) for layer, w in enumerate(s.weights)]
 
 
 def _needed(tensors: list[Tensor] | None, name: str) -> list[Tensor]:
     if tensors is None:
         raise ValueError(f"score {name!r}: expected gradients (or momenta) to be given")
     return tensors
-
-
-_WORD = 0xFFFFFFFF
-
-
-def _mix(x):
-    """Murmur3's finaliser on 32-bit words held in int64 (a product may wrap: its low 32 bits are right)."""
-    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _WORD
-    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _WORD
-    return x ^ (x >> 16)
-
-
-def _uniform(like: Tensor, keys: tuple[int, ...]) -> Tensor:
-    place = torch.arange(like.numel(), device=like.device)
-    word = _mix((place & _WORD) ^ _mix(place >> 32))
-    for key in keys:
-        word = _mix(word ^ _mix((key + 0x9E3779B9) & _WORD))
-    return (word >> 8).to(torch.float32).div_(1 << 24).view(like.shape)
 
 
 SCORES = {f.__name__: f for f in (magnitude, gradient, momentum, saliency, mag_grad, random)}

@@ -34,8 +34,8 @@ class TrainConfig:
     weight_decay: float = 5e-4                      # of SGD
     schedule: str = "cosine"                        # of the learning rate, per step: cosine (to zero), step or constant
     warmup_epochs: float = 0.0                      # linear rise of the learning rate before the schedule
-    milestones: tuple[float, ...] = (0.5, 0.75)     # shares of the run at which the step schedule multiplies the learning rate by gamma
-    gamma: float = 0.1                              # factor of the step schedule
+    milestones: tuple[float, ...] = (0.5, 0.75)     # shares of the run at which the step schedule multiplies the learning rate by lr_gamma
+    lr_gamma: float = 0.1                           # factor of the step schedule
     label_smoothing: float = 0.0                    # of the cross-entropy
     max_norm: float | None = None                   # clip the norm of the gradient that is applied
     seed: int = 0                                   # of initialisation, data order and augmentation
@@ -79,7 +79,7 @@ class TrainConfig:
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ConfigError(f"{name}: expected a positive integer, got {value!r}")
         for name, low, below in (("lr", 0, None), ("momentum", 0, 1), ("weight_decay", 0, None), ("warmup_epochs", 0, None),
-                                 ("label_smoothing", 0, 1), ("gamma", 0, None)):
+                                 ("label_smoothing", 0, 1), ("lr_gamma", 0, None)):
             value = getattr(self, name)
             if not (value >= low and value < (float("inf") if below is None else below)):      # also false for NaN
                 raise ConfigError(f"{name}: expected a number in [{low}, {'inf' if below is None else below}), got {value!r}")
