@@ -161,8 +161,8 @@ def activity(x, *, signed=False, seed=None, offset=0, kernel_size=(), stride=(),
 def _row(name, kind="*fp32", signed=False, flat=False, window=False, features_last=False, block=16, wide=False):
     strides = {"x_n": "i32", "x_h": "i32", "x_w": "i32", "x_c": "i32"} | {"x_c" if features_last else "x_w": "constexpr"}
     sizes = dict.fromkeys(partial_kernel.arg_names[10:22], "i32")
-    on = {"SIGNED": signed, "FLAT": flat, "WINDOW": window, "FEATURES_LAST": features_last, "ARITHMETIC": tl.float64 if kind == "*fp64" else tl.float32,
-          "INDEX": tl.int64 if wide else tl.int32, "LANES": TILE // block, "BLOCK": block, "STEPS": STEPS}
+    on = {"SIGNED": signed, "FLAT": flat, "WINDOW": window, "FEATURES_LAST": features_last, "LANES": TILE // block, "BLOCK": block, "STEPS": STEPS,
+          "ARITHMETIC": tl.float64 if kind == "*fp64" else tl.float32, "INDEX": tl.int64 if wide else tl.int32}
     on |= {name: 1 for name, kind in strides.items() if kind == "constexpr"} | ({} if signed else {"words": None})
     signature = {"x": kind, "words": "*i32", "partials": "*fp64" if kind == "*fp64" else "*fp32", "features": "i32",
                  "positions": "i64" if wide else "i32", "shift": "i32", **strides, **sizes} | dict.fromkeys(on, "constexpr")

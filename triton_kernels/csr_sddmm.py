@@ -1,6 +1,6 @@
 """csr_sddmm and coo_sddmm: dot products of rows of a and rows of b, only where a pattern or a list of places says.
 
-gather: a program owns entries of one row, keeps that row of a in registers and gathers the rows of b: nnz * N * size(b) bytes from L2.
+gather: a program owns entries of one row of a and gathers their rows of b: nnz * N * size(b) bytes from L2.
 dense: a program computes tiles of the whole product on the tensor cores and stores the pattern's entries of each; 2 R C N operations
 whatever the sparsity. The cheaper one by a model of those two rates is taken. Sums are fp32 in a fixed order (float32 operands as
 three tf32 products on tensor cores). Compiled ahead of time and interpreted so far, not yet run on a GPU.
@@ -15,7 +15,7 @@ from .csr_spmm import TYPES, arithmetic, check_pattern, check_positions
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"     # the interpreter's tl.dot of bfloat16 is wrong: it gets float32 operands
 GATHER_RATE = 5.5e12                                        # bytes/s from the L2 cache and, below, operations/s of a plain tiled product:
-DENSE_RATE = {2: 400e12, 4: 100e12}                         # estimates for a large GPU by bytes per element, to be measured
+DENSE_RATE = {2: 150e12, 4: 50e12}                          # estimates for a large GPU by bytes per element, to be measured
 SECTOR = 32                                                 # bytes that come with each gathered element of a column-major operand
 TILE_ROWS, TILE_COLS, WARPS, PROGRAMS = 64, 64, 8, 1024
 ENTRIES, BLOCK = 16, 128
@@ -118,9 +118,9 @@ def cheaper(nnz, a, b):
     size, n = a.element_size(), a.shape[1]
     if size == 8:
         return "gather"
-    fetched = sum(t.element_size() if t.stride(1) == 1 else SECTOR for t in (a, b)) - (a.element_size() if a.stride(1) == 1 else 0)
+    of_a, of_b = (size if t.stride(1) == 1 else SECTOR for t in (a, b))
     padded = triton.cdiv(a.shape[0], TILE_ROWS) * TILE_ROWS * triton.cdiv(b.shape[0], TILE_COLS) * TILE_COLS
-    return "gather" if nnz * n * fetched / GATHER_RATE <= 2 * padded * n / DENSE_RATE[size] else "dense"
+    return "gather" if nnz * n * (of_b + of_a / ENTRIES) / GATHER_RATE <= 2 * padded * n / DENSE_RATE[size] else "dense"
 
 
 def _strides(a, b):
@@ -145,7 +145,7 @@ def sample(out, crow, col, a, b, algo="auto"):
                                             ENTRIES=ENTRIES, BLOCK=_block(a))
         else:
             bands, across = triton.cdiv(rows, TILE_ROWS), triton.cdiv(b.shape[0], TILE_COLS)
-            tiles = max(1, bands * across // PROGRAMS)
+            tiles = min(across, max(1, bands * across // PROGRAMS))
             dense_kernel[(bands, triton.cdiv(across, tiles))](
                 crow, col, a, b, out, rows, b.shape[0], n, *_strides(a, b), tiles, FULL=INTERPRETED, ROWS=TILE_ROWS, COLS=TILE_COLS,
                 BLOCK=16 if a.dtype == torch.float32 else 64, num_warps=WARPS)
@@ -184,9 +184,9 @@ _STRIDES = ("a_row", "a_col", "b_row", "b_col")
 def _row(kernel, name, pointers, sizes, ones=("a_col", "b_col"), aligned=True, **constants):
     constants |= dict.fromkeys(ones, 1)                                                                     # a launch specialises on 1
     signature = pointers | dict.fromkeys((*sizes, "n", *_STRIDES), "i32") | dict.fromkeys(constants, "constexpr")
-    divisible = [i for i, name in enumerate(kernel.arg_names) if name in (*pointers, *sizes, "n", *_STRIDES) and name not in (*ones, "tiles", "splits") and aligned]
+    divisible = [name for name in kernel.arg_names if aligned and name not in (*constants, "tiles", "splits")]
     return {"kernel": kernel, "name": name, "signature": signature, "constexprs": constants, "num_warps": WARPS if kernel is dense_kernel else 4,
-            "attrs": {(i,): [["tt.divisibility", 16]] for i in divisible}}
+            "attrs": {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in divisible}}
 
 
 def _pattern(kind, crow="*i32"):

@@ -5,10 +5,12 @@
 namespace sparsekern::scalar {
 #include "cpu/simd_scalar.h"
 #include "cpu/simd_common.h"
-#include "cpu/words_scalar.h"
-#include "cpu/words_common.h"
 #include "cpu/keys_scalar.h"
 #include "cpu/keys_common.h"
+#include "cpu/tile_scalar.h"
+#include "cpu/tile_common.h"
+#include "cpu/words_scalar.h"
+#include "cpu/words_common.h"
 #include SK_KERNEL_FILE
 }  // namespace sparsekern::scalar
 
@@ -18,10 +20,12 @@ namespace sparsekern::scalar {
 namespace sparsekern::avx2 {
 #include "cpu/simd_avx2.h"
 #include "cpu/simd_common.h"
-#include "cpu/words_avx2.h"
-#include "cpu/words_common.h"
 #include "cpu/keys_avx2.h"
 #include "cpu/keys_common.h"
+#include "cpu/tile_avx2.h"
+#include "cpu/tile_common.h"
+#include "cpu/words_avx2.h"
+#include "cpu/words_common.h"
 #include SK_KERNEL_FILE
 }  // namespace sparsekern::avx2
 #pragma GCC pop_options
@@ -31,10 +35,12 @@ namespace sparsekern::avx2 {
 namespace sparsekern::avx512 {
 #include "cpu/simd_avx512.h"
 #include "cpu/simd_common.h"
-#include "cpu/words_avx512.h"
-#include "cpu/words_common.h"
 #include "cpu/keys_avx512.h"
 #include "cpu/keys_common.h"
+#include "cpu/tile_avx512.h"
+#include "cpu/tile_common.h"
+#include "cpu/words_avx512.h"
+#include "cpu/words_common.h"
 #include SK_KERNEL_FILE
 }  // namespace sparsekern::avx512
 #pragma GCC pop_options

@@ -125,7 +125,7 @@ class AST_GC(Sparsifier):
         return self._event_number(step)[1] > 0
 
     def wants_dense_grad(self, step: int) -> bool:
-        return self.config.prune_fraction > 0 and not (self.config.nested and step % len(self.subnets))
+        return self.event_due(step) and self.config.prune_fraction > 0 and not (self.config.nested and step % len(self.subnets))
 
     def on_event(self, grads: list[Tensor | None]) -> None:
         c = self.config

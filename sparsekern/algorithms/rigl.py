@@ -17,6 +17,12 @@ class RigL(Dynamic):
     """
     longest_period = 100
 
+    def make_patterns(self):
+        if not self.store.dense:
+            raise ValueError('storage: RigL ranks the gradient of every connection, which storage="csr" never makes; use "masked", or GSE '
+                             'for a choice among sampled connections')
+        return super().make_patterns()
+
     def exchange(self, grads: list[Tensor | None], fraction: float) -> dict:
         moved = [0 if grad is None else int(fraction * count) for grad, count in zip(grads, self.masks.counts(self.net))]
         scores = [weight if grad is None else grad for weight, grad in zip(self.weights, grads)]

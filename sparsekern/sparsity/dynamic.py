@@ -2,19 +2,22 @@
 
 `SparseStart` draws the net; `Dynamic` adds the times at which connections move and what the move does to values and momentum.
 """
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsekern import ops
 from sparsekern.sparsity import schedules
 from sparsekern.sparsity.allocation import ALLOCATIONS, allocate
-from sparsekern.sparsity.initial import fan_in_values, random_positions
+from sparsekern.sparsity.layers import Layer
+from sparsekern.sparsity.masks import MaskSet
 from sparsekern.sparsity.optim_state import shaped_state
 from sparsekern.sparsity.patterns import Unstructured
 from sparsekern.sparsity.sparsifier import Sparsifier, SparsifierConfig
+from sparsekern.sparsity.stores import STORES, CsrStore, MaskedStore, PatternSet, layers_to_store
 from sparsekern.sparsity.timeline import FOREVER, Phase, Timeline, View
 
 
@@ -23,6 +26,7 @@ class SparseStartConfig(SparsifierConfig):
     sparsity: float = 0.9               # fraction of zeros over all prunable weights
     allocation: str = "er"              # er (Erdos-Renyi over the flattened kernel), erk (kernel sides count) or uniform
     init: str = "fan_in"                # fan_in: scaled to each unit's real fan-in; keep: the model's own values where connections are
+    storage: str = "masked"             # masked: dense weights under a mask; csr: sparse layers take the place of dense ones
     skip_first: bool = False            # leave the first convolution dense
     metrics: bool = False               # measure the inner product of consecutive gradients
 
@@ -37,9 +41,28 @@ class DynamicConfig(SparseStartConfig):
 
 
 class SparseStart(Sparsifier):
-    """One net, sparse from the first step: exact counts per layer, connections and values drawn from the seed."""
+    """One net, sparse from the first step: exact counts per layer, connections and values drawn from the seed.
+
+    With storage="csr" the model's Linear and Conv2d layers become SparseLinear and SparseConv2d, and the optimizer's groups hold their
+    `values` instead. Layers that are sparse already stay as they are. `remove()` then leaves the sparse layers in the model, and
+    `remove(name)` puts dense ones with zeros in their place.
+    """
     Config = SparseStartConfig
     config: SparseStartConfig
+
+    def find_layers(self) -> list[Layer]:
+        c = self.config
+        if c.storage not in STORES:
+            raise ValueError(f"storage: expected one of {', '.join(STORES)}, got {c.storage!r}")
+        self.store: MaskedStore | CsrStore = STORES[c.storage](self)
+        self.masked = self.store.dense
+        if self.store.dense:
+            return super().find_layers()
+        return layers_to_store(self.model, skip_first=c.skip_first, skip_last=c.skip_last, skip_depthwise=c.skip_depthwise, only=c.only,
+                               exclude=c.exclude)
+
+    def make_masks(self) -> MaskSet | PatternSet:
+        return super().make_masks() if self.store.dense else PatternSet(self.layers)
 
     def make_patterns(self) -> dict[str, Unstructured]:
         c = self.config
@@ -63,9 +86,14 @@ class SparseStart(Sparsifier):
         return self.subnets[0]
 
     def first_counts(self) -> list[int]:
-        """Connections per layer at the start."""
+        """Connections per layer at the start; the sparsity is that of the layers that are dense until then."""
         c = self.config
-        counts = allocate(c.allocation, [layer.shape for layer in self.layers], self.patterns[self.net].nnz(self.masks.numel))
+        counts = [layer.param.numel() for layer in self.layers]
+        fresh = [index for index, layer in enumerate(self.layers) if layer.dense_shape is None]
+        shapes = [self.layers[index].shape for index in fresh]
+        total = self.patterns[self.net].nnz(sum(shape.numel() for shape in shapes))
+        for index, count in zip(fresh, allocate(c.allocation, shapes, total) if fresh else ()):
+            counts[index] = count
         empty = [layer.name for layer, count in zip(self.layers, counts) if count == 0]
         if empty:
             raise ValueError(f"sparsity: {c.sparsity} with allocation {c.allocation!r} leaves no weight in {', '.join(empty)}; lower it, "
@@ -74,25 +102,16 @@ class SparseStart(Sparsifier):
 
     @torch.no_grad()
     def setup(self) -> None:
-        counts, masks = self.first_counts(), []
-        for index, (layer, count) in enumerate(zip(self.layers, counts)):
-            weight, rows = layer.param, layer.shape[0]
-            cols = weight.numel() // rows
-            positions = random_positions(rows, cols, count, self.config.seed, index, device=weight.device)
-            mask = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
-            mask[positions] = True
-            masks.append(mask.view(layer.shape))
-            if self.config.init == "fan_in":
-                values, biases = fan_in_values(positions, rows, cols, self.config.seed, index, dtype=weight.dtype)
-                dense = torch.zeros(weight.numel(), dtype=weight.dtype, device=weight.device)
-                dense[positions] = values
-                weight.copy_(dense.view(layer.shape))
-                for module in layer.modules:
-                    if module.bias is not None:
-                        module.bias.copy_(biases)
-            else:
-                weight.masked_fill_(~masks[-1], 0)
-        self.masks.write(self.net, masks, counts)
+        draws = torch.Generator().manual_seed(self.config.seed)
+        self.store.start(self.first_counts(), torch.randint(2**62, (len(self.layers),), generator=draws).tolist(), self.config.init)
+
+    def remove(self, subnet: str | None = None) -> nn.Module:
+        attached = self._attached is not None
+        super().remove(None if not self.store.dense else subnet)
+        if subnet is not None and attached and not self.store.dense:
+            with torch.no_grad():
+                self.store.remove()
+        return self.model
 
 
 class Dynamic(SparseStart):
@@ -136,15 +155,17 @@ class Dynamic(SparseStart):
             return                                                  # the next step has better gradients
         fraction = self.fraction(self.steps)
         record = self.exchange(grads, fraction)
+        if record is None:
+            return
         self.events = (min(self.steps, c.end) + 1) // c.delta_t
         self.history.append({"step": self.steps, "subnet": self.net, "event": self.events, "sparsity": self.masks.sparsity(self.net),
                              "fraction": fraction} | record)
         if c.event_skips_update:
             self.optimizer.zero_grad()
 
-    def exchange(self, grads: list[Tensor | None], fraction: float) -> dict:
-        """Move connections; returns what the record of the event says about it, `flips` at least."""
-        raise NotImplementedError
+    @abstractmethod
+    def exchange(self, grads: list[Tensor | None], fraction: float) -> dict | None:
+        """Move connections; returns what the record of the event says about it, `flips` per layer at least. None: not in this step."""
 
     def prune_regrow(self, scores: list[Tensor], drop: list[int], regrow_dropped: bool) -> Tensor:
         """Per layer: drop so many of the smallest |W|, grow as many of the highest scores; what moved is 0 and has no momentum.

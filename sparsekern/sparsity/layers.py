@@ -19,11 +19,12 @@ class Layer:
     name: str
     param: nn.Parameter
     modules: list[nn.Module]
+    dense_shape: torch.Size | None = None           # where the parameter holds nonzeros only
 
     @property
     def shape(self) -> torch.Size:
         """Of the dense weight."""
-        return self.param.shape
+        return self.param.shape if self.dense_shape is None else self.dense_shape
 
 
 def find_layers(model: nn.Module, *, skip_first: bool = True, skip_last: bool = False, skip_depthwise: bool = False,

@@ -8,7 +8,8 @@ from sparsekern import ops
 
 def summary(sparsifier) -> list[dict]:
     s, rows = sparsifier, []
-    parameters = sum(param.numel() for param in s.model.parameters())
+    stored = sum(weight.numel() for weight in s.weights)             # less than the dense weights where only nonzeros exist
+    parameters = sum(param.numel() for param in s.model.parameters()) - stored + s.masks.numel
     for name, pattern in s.patterns.items():
         counts = s.masks.counts(name)
         zeros = s.masks.numel - sum(counts)

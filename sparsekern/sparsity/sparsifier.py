@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sparsekern.nn.switchable_norm import NormBanks, find_norms
 from sparsekern.sparsity import state
 from sparsekern.sparsity.conflict_log import ConflictLog
-from sparsekern.sparsity.layers import Attached, find_layers
+from sparsekern.sparsity.layers import Attached, Layer, find_layers
 from sparsekern.sparsity.masks import MaskSet
 from sparsekern.sparsity.optim_state import check_owned, fused_sgd
 from sparsekern.sparsity.patterns import Unstructured
@@ -56,12 +56,10 @@ class Sparsifier(ABC):
         self.model, self.optimizer = model, optimizer
         if c.total_steps < 1:
             raise ValueError(f"total_steps: expected the number of optimizer steps of the whole run, got {c.total_steps}")
-        self.layers = find_layers(model, skip_first=c.skip_first, skip_last=c.skip_last, skip_depthwise=c.skip_depthwise, only=c.only,
-                                  exclude=c.exclude)
+        self.layers = self.find_layers()
         if not self.layers:
             raise ValueError("nothing to prune: no weight of a Linear or Conv2d layer is left by skip_first, skip_last, only and exclude")
-        self.weights = [layer.param for layer in self.layers]
-        self.masks = MaskSet({layer.name: layer.param for layer in self.layers})
+        self.masks = self.make_masks()
         self.patterns: dict[str, Unstructured] = self.make_patterns()
         for name in self.patterns:
             self.masks.add(name)
@@ -72,6 +70,7 @@ class Sparsifier(ABC):
         self.timeline = self.make_timeline()
         self.history: list[dict] = []                               # one record per mask event
         self.log = ConflictLog(c.total_steps if c.metrics else 0, len(self.layers), self.weights[0].device)
+        self._scale = 1.0                                           # of the gradient scaler in the step at hand
         self.setup()
         self.norms.join(optimizer)
         self._update = Update(optimizer, self.layers, c.leaky) if fused_sgd(optimizer) else None
@@ -86,7 +85,21 @@ class Sparsifier(ABC):
         self._attached: Attached | None = Attached(model, self.layers if self.masked else [])
         self._show_next()
 
+    @property
+    def weights(self) -> list[Tensor]:
+        """The parameters that hold the prunable weights, in layer order."""
+        return [layer.param for layer in self.layers]
+
     # What an algorithm says.
+
+    def find_layers(self) -> list[Layer]:
+        """What is to be sparse."""
+        c = self.config
+        return find_layers(self.model, skip_first=c.skip_first, skip_last=c.skip_last, skip_depthwise=c.skip_depthwise, only=c.only,
+                           exclude=c.exclude)
+
+    def make_masks(self) -> MaskSet:
+        return MaskSet({layer.name: layer.param for layer in self.layers})
 
     @abstractmethod
     def make_patterns(self) -> dict[str, Unstructured]:
@@ -104,8 +117,17 @@ class Sparsifier(ABC):
         return False
 
     def wants_dense_grad(self, step: int) -> bool:
-        """Whether the event of this step scores weights that the masks hide."""
+        """Whether this step needs the gradient of weights that the masks hide, for its event or a later one."""
         return self.event_due(step)
+
+    def prepare(self, step: int) -> None:
+        """Called before the forward pass of every step."""
+
+    def observe(self) -> None:
+        """Called with the gradients of every step in place, before its event and its update; `self._scale` is what they were scaled by."""
+
+    def on_overflow(self) -> None:
+        """Called instead when the gradients of a step are thrown away."""
 
     def on_event(self, grads: list[Tensor | None]) -> None:
         """Change masks. `grads` are those of the effective weights."""
@@ -119,6 +141,13 @@ class Sparsifier(ABC):
         return {}
 
     def load_extra_state(self, values: dict) -> None:
+        pass
+
+    def extra_tensors(self) -> dict[str, Tensor]:
+        """And as tensors, of any size."""
+        return {}
+
+    def load_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
         pass
 
     # What a training loop calls.
@@ -148,8 +177,10 @@ class Sparsifier(ABC):
         if self._attached is None or self._handles or self._inside_subnet:
             raise ValueError("step: " + ("this sparsifier was removed" if self._attached is None else "the optimizer is hooked, call "
                              "optimizer.step() instead" if self._handles else "called inside `with subnet(...)`; train outside of it"))
+        self._scale = scaler.get_scale() if scaler is not None else 1.0
         if scaler is not None and overflowed(scaler, self.optimizer):
             self._previous = None
+            self.on_overflow()
         elif self._update is not None:
             self._event()
             correction = self.correction(self.steps)
@@ -261,10 +292,13 @@ class Sparsifier(ABC):
             self._update.flush()
 
     def _event(self) -> None:
-        if self.event_due(self.steps):
+        self.observe()
+        due = self.event_due(self.steps)
+        if due or self._shown[1]:
             grads = [weight.grad for weight in self.weights]
-            self.on_event(grads)
-            self._masks_changed()
+            if due:
+                self.on_event(grads)
+                self._masks_changed()
             for grad, mask in zip(grads, self._masks(self._shown[0].update)):
                 if grad is not None and mask is not None:
                     grad.masked_fill_(~mask, 0)
@@ -293,7 +327,8 @@ class Sparsifier(ABC):
         return self._views[name]
 
     def _show_next(self) -> None:
-        self._show(self.timeline.at(self.steps).phase.view, self.event_due(self.steps) and self.wants_dense_grad(self.steps))
+        self.prepare(self.steps)
+        self._show(self.timeline.at(self.steps).phase.view, self.wants_dense_grad(self.steps))
 
     def _show(self, view: View, dense_grad: bool) -> None:
         self._shown = (view, dense_grad)

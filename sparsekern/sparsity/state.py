@@ -14,6 +14,7 @@ def save(sparsifier) -> dict:
         tensors |= {f"norm/{name}/{key}": value.detach().clone() for key, value in s.norms.banks[bank].items()}
     tensors |= {f"previous/{layer}": grad for layer, grad in zip(s.masks.layers, s._previous or s._nothing) if grad is not None}
     tensors |= {key: value.clone() for key, value in s.log.tensors().items()}
+    tensors |= {f"extra/{key}": value.clone() for key, value in s.extra_tensors().items()}
     history = [record | {"flips": torch.as_tensor(record["flips"]).tolist()} for record in s.history]
     meta = _identity(s) | {"steps": s.steps, "counts": {name: s.masks.counts(name) for name in s.subnets}, "history": history,
                            "extra": s.extra_state()}
@@ -32,20 +33,23 @@ def load(sparsifier, saved: dict) -> None:
         if not isinstance(meta.get(key), kind):
             raise ValueError(f"sparsifier state: {key}: expected {kind.__name__}, got {meta.get(key)!r}")
     _compare("extra's entries", sorted(s.extra_state()), sorted(meta["extra"]))
-    expected = {key: value for key, value in save(s)["tensors"].items() if not key.startswith("previous/")}
+    expected = {key: value for key, value in save(s)["tensors"].items() if not key.startswith(("previous/", "extra/"))}
     optional = {f"previous/{layer}": weight for layer, weight in zip(s.masks.layers, s.weights)}
     for key in expected:
         if key not in tensors:
             raise ValueError(f"sparsifier state: {key} is missing")
+    extra = {key.removeprefix("extra/"): tensors[key] for key in tensors if key.startswith("extra/")}
     for key, tensor in tensors.items():
+        if key.startswith("extra/"):
+            continue
         own = expected.get(key, optional.get(key))
         if own is None:
             raise ValueError(f"sparsifier state: {key} belongs to no layer, sub-net or batch norm of this model")
         if own.shape != tensor.shape or own.dtype != tensor.dtype:
             raise ValueError(f"sparsifier state: {key}: expected {own.dtype} {list(own.shape)}, got {tensor.dtype} {list(tensor.shape)}")
     masks, counts = s.masks.unpacked(tensors)
-    for name in s.subnets:
-        _compare(f"kept weights per layer in the masks of {name}", meta["counts"].get(name), counts[name])
+    for name, found in counts.items():
+        _compare(f"kept weights per layer in the masks of {name}", meta["counts"].get(name), found)
 
     s.masks.restore(masks, counts)
     for bank, name in enumerate(s.subnets[:len(s.norms.banks)]):
@@ -57,6 +61,7 @@ def load(sparsifier, saved: dict) -> None:
         own.copy_(tensors[key])
     s.steps, s.history = meta["steps"], [dict(record) for record in meta["history"]]
     s.load_extra_state(meta["extra"])
+    s.load_extra_tensors(extra)
 
 
 def _like(saved, weight):

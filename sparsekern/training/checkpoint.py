@@ -6,11 +6,13 @@ with the reason and the one before serves.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from sparsekern.nn import SparseWeight
 
 FORMAT = "sparsekern-checkpoint-1"
 KEPT = 2
@@ -109,8 +111,14 @@ def load_newest(directory: Path, accept, say=print) -> tuple[dict[str, Tensor], 
     return None
 
 
-def check_model(tensors: Mapping[str, Tensor], model_state: Mapping[str, Tensor], prefix: str) -> None:
-    """Raise CheckpointError unless the tensors under `prefix` are those of the model, by name, shape and dtype."""
+def resizable(model: nn.Module) -> set[str]:
+    """Names in the state_dict of tensors whose length may change while a model trains: those of sparse layers, one entry per nonzero."""
+    return {f"{name}.{part}" if name else part for name, module in model.named_modules() if isinstance(module, SparseWeight)
+            for part in ("values", "col")}
+
+
+def check_model(tensors: Mapping[str, Tensor], model_state: Mapping[str, Tensor], prefix: str, resizable: Collection[str] = ()) -> None:
+    """Raise CheckpointError unless the tensors under `prefix` are those of the model, by name, shape (but for `resizable`) and dtype."""
     stored = {name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)}
     missing, foreign = sorted(model_state.keys() - stored.keys()), sorted(stored.keys() - model_state.keys())
     if missing or foreign:
@@ -118,7 +126,8 @@ def check_model(tensors: Mapping[str, Tensor], model_state: Mapping[str, Tensor]
         parts += [f"it has {_some(foreign)}, which this model does not"] if foreign else []
         raise CheckpointError("a checkpoint of another model: " + " and ".join(parts))
     for name, value in model_state.items():
-        if stored[name].shape != value.shape or stored[name].dtype != value.dtype:
+        fits = stored[name].shape == value.shape or (name in resizable and stored[name].dim() == value.dim())
+        if not fits or stored[name].dtype != value.dtype:
             raise CheckpointError(f"a checkpoint of another model: {name} is {list(stored[name].shape)} {stored[name].dtype}, "
                                   f"the model has {list(value.shape)} {value.dtype}")
 

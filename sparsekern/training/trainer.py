@@ -25,6 +25,7 @@ from sparsekern.training.checkpoint import (
     load_newest,
     load_optimizer,
     optimizer_tensors,
+    resizable,
     save_checkpoint,
 )
 from sparsekern.training.config import ConfigError, TrainConfig, differences, write_config
@@ -304,7 +305,7 @@ class Run:
         changed = differences(meta["config"], self.identity())
         if changed:
             raise CheckpointError("it is of a run with other settings: " + "; ".join(changed))
-        check_model(tensors, self.model.state_dict(), "model/")
+        check_model(tensors, self.model.state_dict(), "model/", resizable(self.model))
 
     def _restore(self) -> None:
         found = load_newest(self.checkpoints, self._accept, self.progress.say)

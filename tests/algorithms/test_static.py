@@ -1,12 +1,9 @@
 """Static: the drawn net is exact, as its seed says, and stays."""
-import math
-
 import pytest
 import torch
 from dynamic_runs import accuracy, assert_same_state, backward, make, one_thread, resumed, train  # noqa: F401
 
 from sparsekern.sparsity.allocation import allocate
-from sparsekern.sparsity.initial import fan_in_values, random_positions
 from sparsekern.sparsity.patterns import kept
 from sparsekern.testing import small_convnet
 
@@ -29,43 +26,6 @@ def test_er_takes_the_flattened_kernel():
     """By hand: raw densities (8 + 27) / 216 and (16 + 144) / 2304 share 252 of 2520 weights, epsilon = 252 / 195."""
     assert allocate("er", [torch.Size((8, 3, 3, 3)), torch.Size((16, 16, 3, 3))], 252) == [45, 207]
     assert allocate("erk", [torch.Size((8, 3, 3, 3)), torch.Size((16, 16, 3, 3))], 63) == [19, 44]
-
-
-@pytest.mark.parametrize("rows, cols, nnz", [(1, 1, 0), (1, 1, 1), (7, 11, 5), (7, 11, 38), (7, 11, 39), (7, 11, 76), (7, 11, 77), (0, 5, 0),
-                                             (999, 1001, 50_000)])
-def test_positions_are_distinct_sorted_and_exactly_so_many(rows, cols, nnz):
-    positions = random_positions(rows, cols, nnz, 3, 4)
-    assert len(positions) == nnz and (positions[1:] > positions[:-1]).all()
-    assert nnz == 0 or (positions[0] >= 0 and positions[-1] < rows * cols)
-    assert torch.equal(positions, random_positions(rows, cols, nnz, 3, 4))
-    if 5 < nnz < rows * cols - 5:
-        assert not torch.equal(positions, random_positions(rows, cols, nnz, 3, 5))
-
-
-def test_every_position_is_equally_likely():
-    found = torch.zeros(35)
-    for seed in range(2000):
-        found[random_positions(5, 7, 12, seed)] += 1
-    expected = 2000 * 12 / 35
-    variance = expected * (1 - 12 / 35)
-    chi_square = ((found - expected) ** 2 / variance).sum().item() * 34 / 35
-    assert chi_square < 65                                         # p = 0.001 at 34 degrees of freedom
-
-
-def test_positions_need_no_dense_memory():
-    positions = random_positions(2 ** 31 - 1, 2 ** 31 - 1, 1000, 1)
-    assert len(positions) == 1000 and positions[-1] > 2 ** 60
-
-
-def test_values_follow_the_real_fan_in():
-    positions = torch.tensor([0, 1, 2, 3, 9, 17])                     # rows of 8: four, two (9 and none of 16), one, none
-    values, biases = fan_in_values(positions, 4, 8, 5)
-    bound = torch.tensor([math.sqrt(3 / 4)] * 4 + [math.sqrt(3)] * 2)
-    assert (values.abs() <= bound).all() and len(biases) == 4 and (biases.abs() <= math.sqrt(3)).all()
-    positions = random_positions(300, 400, 30_000, 1)
-    values, _ = fan_in_values(positions, 300, 400, 1)
-    sums = torch.zeros(300).index_add_(0, positions // 400, values ** 2)
-    assert sums.mean().item() == pytest.approx(1, abs=0.02)            # the variance of a unit's output
 
 
 def test_keep_leaves_the_values_of_the_model():

@@ -1,0 +1,75 @@
+// One row of the product at a time, a panel of 16, 32 or 64 columns wide: out[r] = sum over e of val[e] * panel[col[e]].
+// Four nonzeros are in flight, each in a chain of its own: nonzero e of a row belongs to chain e mod 4, and the sum is
+// (0 + 1) + (2 + 3) + bias, whatever the instruction set. Bound by the two cache lines that each nonzero takes from L2.
+#include "cpu/csr_panel.h"
+
+template <int V, class P>
+SK_INLINE void add_nonzero(Vec<ArithOf<P>> (&sum)[V], ArithOf<P> weight, const P* at) {
+  Vec<ArithOf<P>> b[V];
+  load_row(at, b);
+  const Vec<ArithOf<P>> w = splat(weight);
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) sum[v] = fused(w, b[v], sum[v]);
+}
+
+template <int V, class P>
+SK_INLINE void row_product(const int32_t* col, const ArithOf<P>* val, int64_t e, int64_t end, const P* panel, int64_t stride,
+                           Vec<ArithOf<P>> (&out)[V]) {
+  using A = ArithOf<P>;
+  Vec<A> c0[V], c1[V], c2[V], c3[V];
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) c0[v] = c1[v] = c2[v] = c3[v] = splat(A(0));
+  for (; e + 4 <= end; e += 4) {
+    add_nonzero(c0, val[e], panel + col[e] * stride);
+    add_nonzero(c1, val[e + 1], panel + col[e + 1] * stride);
+    add_nonzero(c2, val[e + 2], panel + col[e + 2] * stride);
+    add_nonzero(c3, val[e + 3], panel + col[e + 3] * stride);
+  }
+  if (e < end) add_nonzero(c0, val[e], panel + col[e] * stride);
+  if (e + 1 < end) add_nonzero(c1, val[e + 1], panel + col[e + 1] * stride);
+  if (e + 2 < end) add_nonzero(c2, val[e + 2], panel + col[e + 2] * stride);
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) out[v] = (c0[v] + c1[v]) + (c2[v] + c3[v]);
+}
+
+// Rows [from, to) of the output, columns from j. `panel` holds those columns of b, `stride` elements from row to row.
+template <class T, int V>
+SK_INLINE void spmm_rows(const Spmm<T>& s, const PanelOf<T>* panel, int64_t stride, int64_t j, int64_t from, int64_t to) {
+  using A = Arith<T>;
+  alignas(64) A tile[16 * 16 * V];
+  for (int64_t i = from; i < to; i += 16) {
+    const int64_t rows = std::min<int64_t>(16, to - i);
+    for (int64_t k = 0; k < rows; ++k) {
+      const int64_t r = i + k;
+      Vec<A> out[V];
+      row_product(s.col, s.val, s.crow[r], s.crow[r + 1], panel, stride, out);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) store(tile + (k * V + v) * 16, s.bias ? out[v] + splat(s.bias[r]) : out[v]);
+    }
+    Dense<T> target = s.out;
+    target.height = to;
+    store_tile<V>(target, i, j, tile);
+  }
+}
+
+// `buffer` null: the operand is read where it lies, row-major and of a width that fills whole vectors.
+template <class T, int V>
+SK_INLINE void spmm_panel(const Spmm<T>& s, int64_t j, int64_t from, int64_t to, PanelOf<T>* buffer, bool pack) {
+  if constexpr (std::is_same_v<T, PanelOf<T>>) {
+    if (buffer == nullptr) return spmm_rows<T, V>(s, s.b.data + j, s.b.row, j, from, to);
+  }
+  if (pack) pack_panel<V>(s.b, j, buffer);
+  spmm_rows<T, V>(s, buffer, panel_row<PanelOf<T>>(V), j, from, to);
+}
+
+template <class T>
+void spmm_piece(const Spmm<T>& s, int vectors, int64_t j, int64_t from, int64_t to, void* buffer, bool pack) {
+  auto* panel = static_cast<PanelOf<T>*>(buffer);
+  if constexpr (std::is_same_v<T, double>) {
+    spmm_panel<T, 1>(s, j, from, to, panel, pack);
+  } else {
+    if (vectors == 4) return spmm_panel<T, 4>(s, j, from, to, panel, pack);
+    if (vectors == 2) return spmm_panel<T, 2>(s, j, from, to, panel, pack);
+    if constexpr (!std::is_same_v<T, c10::BFloat16>) spmm_panel<T, 1>(s, j, from, to, panel, pack);
+  }
+}

@@ -1,0 +1,46 @@
+// What the ops over CSR products share on the host side: checks of dense operands and values, and the product itself.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+#include "cpu/csr_pattern.h"
+#include "cpu/csr_product.h"
+
+namespace sparsekern {
+
+// Calls fn(float{}), fn(c10::BFloat16{}), ...; TypeError for another type.
+template <class Fn>
+void for_value_type(const char* op, const char* name, at::ScalarType type, const Fn& fn) {
+  using at::ScalarType;
+  if (type == ScalarType::Float) return fn(float{});
+  if (type == ScalarType::BFloat16) return fn(c10::BFloat16{});
+  if (type == ScalarType::Half) return fn(c10::Half{});
+  if (type == ScalarType::Double) return fn(double{});
+  TORCH_CHECK_TYPE(false, op, ": ", name, ": expected float32, bfloat16, float16 or float64, got ", type);
+}
+
+// `given`: `count` numbers on the CPU, of b's type or fp32 beside a half type.
+void check_values(const char* op, const char* name, const at::Tensor& given, const at::Tensor& b, int64_t count);
+
+// `b`: [height, N] on the CPU with a supported type.
+void check_dense(const char* op, const char* name, const at::Tensor& b, int64_t height);
+
+// `t` itself where one of its strides is 1 and rows do not overlap, else a row-major copy.
+at::Tensor with_unit_stride(const at::Tensor& t);
+
+template <class T, class Tensor>
+Dense<T> dense_view(const Tensor& t) {
+  T* data;
+  if constexpr (std::is_const_v<T>) data = static_cast<T*>(t.const_data_ptr());
+  else data = static_cast<T*>(t.mutable_data_ptr());
+  return {data, t.size(0), t.size(1), t.stride(0), t.stride(1)};
+}
+
+// How many threads `work` multiply-adds are worth.
+int64_t threads_for(int64_t work);
+
+// out = W b + bias; b and out have one unit stride each, and everything has been checked.
+void spmm_into(const CsrPattern& w, const at::Tensor& val, const at::Tensor& b, const std::optional<at::Tensor>& bias, const at::Tensor& out);
+
+}  // namespace sparsekern
