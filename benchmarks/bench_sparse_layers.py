@@ -87,7 +87,7 @@ def bench_conv2d(race, width, size, sparsity, batch=128):
         from sparseprop.modules import SparseConv2d as Propagated
         for name, over_on in (("sparseprop", False), ("sparseprop over images", True)):
             dense = layer.to_dense()
-            layers[name] = Propagated(dense.weight.detach(), dense.bias.detach(), padding=1, stride=1, vectorizing_over_on=over_on)
+            layers[name] = Propagated(dense.weight.detach(), dense.bias, padding=1, stride=1, vectorizing_over_on=over_on)
             targets.append(("sparsekern", ">=", 2.0, name))
     except ImportError:
         print("sparseprop is not installed: pip install sparseprop")
