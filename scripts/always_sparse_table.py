@@ -10,7 +10,7 @@ from pathlib import Path
 
 METHODS = {"gse-uniform": "GSE, uniform", "gse-grabo": "GSE, GraBo", "gse-graest": "GSE, GraEst", "set": "SET", "rigl": "RigL (masked)",
            "static": "Static", "dense": "dense"}
-MODELS = {"small": "A smaller MLP", "wide": "A wide MLP", "resnet": "ResNet-20"}
+MODELS = {"small": "A smaller MLP", "wide": "A wide MLP", "resnet20": "ResNet-20"}
 
 
 def spread(values: list[float], digits: int = 2) -> str:
@@ -22,8 +22,8 @@ def collect(folder: Path) -> dict[str, dict[tuple[float, str], list[dict]]]:
     """{model: {(sparsity, method): reports}}."""
     found: dict[str, dict[tuple[float, str], list[dict]]] = {}
     for path in sorted(folder.glob("*.json")):
-        model, sparsity, method = re.fullmatch(r"(\w+)-([\d.]+)-(.+)-seed\d+", path.stem).groups()
-        found.setdefault(model, {}).setdefault((float(sparsity), method), []).append(json.loads(path.read_text()))
+        model, method, sparsity = re.fullmatch(r"(\w+?)-([a-z-]+?)(?:-(0\.\d+))?-seed\d+", path.stem).groups()
+        found.setdefault(model, {}).setdefault((float(sparsity or 0), method), []).append(json.loads(path.read_text()))
     return found
 
 
