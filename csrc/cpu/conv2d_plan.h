@@ -77,7 +77,8 @@ struct ProductJob {
   int64_t out_image = 0, out_plane = 0, out_width = 0, row_step = 1, column_step = 1;
   std::vector<OutputPhase> phases;
   int64_t planes = 0, block = 0, blocks = 0;
-  int64_t band = 0;  // elements of a band of finished rows
+  int64_t band = 0;          // elements of a band of finished rows
+  int64_t rows_at_once = 0;  // output rows whose part of the panel stays in L2
 };
 
 struct DotGeometry {

@@ -41,8 +41,7 @@ OwnedSampleTable table_of(const char* op, const char* name, const at::Tensor& we
   const float* data = dense.const_data_ptr<float>();
   const int64_t n = dense.numel();
   TORCH_CHECK_VALUE(n > 0, op, ": ", name, ": expected at least one weight to draw from, got none");
-  for (int64_t i = 0; i < n; ++i)
-    TORCH_CHECK_VALUE(!std::isinf(data[i]), op, ": ", name, ": expected finite weights, got ", data[i], " at ", i);
+  for (int64_t i = 0; i < n; ++i) TORCH_CHECK_VALUE(!std::isinf(data[i]), op, ": ", name, ": expected finite weights, got ", data[i], " at ", i);
   return OwnedSampleTable(data, n);
 }
 

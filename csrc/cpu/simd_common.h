@@ -19,6 +19,10 @@ SK_INLINE F64 operator*(F64 a, F64 b) {
   for (int k = 0; k < 16; ++k) a.v[k] *= b.v[k];
   return a;
 }
+SK_INLINE F64 absolute(F64 a) {
+  for (int k = 0; k < 16; ++k) a.v[k] = std::abs(a.v[k]);
+  return a;
+}
 SK_INLINE F64 fused(F64 a, F64 b, F64 c) {
   for (int k = 0; k < 16; ++k) c.v[k] = std::fma(a.v[k], b.v[k], c.v[k]);
   return c;

@@ -19,6 +19,10 @@ SK_INLINE F32 operator*(F32 a, F32 b) {
   for (int k = 0; k < 16; ++k) a.v[k] *= b.v[k];
   return a;
 }
+SK_INLINE F32 absolute(F32 a) {
+  for (int k = 0; k < 16; ++k) a.v[k] = std::abs(a.v[k]);
+  return a;
+}
 SK_INLINE F32 fused(F32 a, F32 b, F32 c) {
   for (int k = 0; k < 16; ++k) c.v[k] = std::fma(a.v[k], b.v[k], c.v[k]);
   return c;

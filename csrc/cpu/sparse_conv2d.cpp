@@ -95,6 +95,7 @@ void run_product(ProductJob<T>& job, const Panel& panel, const Axis& rows, const
     for (size_t c = 0; c < columns.steps.size(); ++c)
       job.phases.push_back({static_cast<int64_t>(r), static_cast<int64_t>(c), rows.steps[r], columns.steps[c]});
   if (job.phases.empty() || job.images == 0 || job.planes == 0) return;
+  job.rows_at_once = kReach / std::max<int64_t>(panel.channels * panel.row, 1);
   job.band = 8 * (columns.steps[0] + 16) * 16;
   job.block = kBlock, job.blocks = (job.planes + kBlock - 1) / kBlock;
   share((job.images + panel.lanes - 1) / panel.lanes * job.blocks, work,
@@ -176,7 +177,8 @@ at::Tensor sparse_conv2d_weight_grad_cpu(const at::Tensor& x, const at::Tensor& 
     job.geometry = {panel.row, s.out[0], plain.row / 16, lanes == 16 || s.out[1] % 16 == 0 ? 16 : static_cast<int>(s.out[1] % 16)};
     job.outputs = s.outputs, job.block = kBlock, job.blocks = (s.outputs + kBlock - 1) / kBlock;
     job.chunk = (panels + chunks - 1) / chunks * lanes;
-    job.reach = std::max(panel.channel, kReach / std::max<int64_t>(panel.channel, 1) * panel.channel);
+    const int64_t channel = std::max<int64_t>(panel.channel, 1);
+    job.reach = channel * std::max<int64_t>(kReach / channel, 1);
     if (pattern.nnz) share(chunks * job.blocks, work_of(s, pattern), [&](int64_t begin, int64_t end) { SK_PICK(weight_units<T>)(job, begin, end); });
     T* to = out.mutable_data_ptr<T>();
     for (int64_t e = 0; e < pattern.nnz; ++e) {

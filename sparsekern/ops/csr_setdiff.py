@@ -2,6 +2,7 @@
 import torch
 from torch import Tensor
 
+from sparsekern.ops._csr_pattern import check_pattern, row_ids
 from sparsekern.ops._register import define, fake, reference
 
 define("csr_setdiff(Tensor rows, Tensor cols, Tensor crow, Tensor col, int n_cols) -> (Tensor rows, Tensor cols, Tensor count)")
@@ -28,34 +29,9 @@ def csr_setdiff(rows: Tensor, cols: Tensor, crow: Tensor, col: Tensor, n_cols: i
     return _op(rows, cols, crow, col, n_cols)
 
 
-def check_pattern(op: str, crow: Tensor, col: Tensor, rows: int, cols: int) -> None:
-    """The checks of the compiled kernels, in their words; values are looked at on the CPU only."""
-    for name, t, types, words in (("crow", crow, (torch.int32, torch.int64), "int32 or int64"), ("col", col, (torch.int32,), "int32")):
-        if t.dtype not in types:
-            raise TypeError(f"{op}: {name}: expected {words}, got {t.dtype}")
-        if t.dim() != 1:
-            raise ValueError(f"{op}: {name}: expected one dimension, got shape {list(t.shape)}")
-    if crow.numel() != rows + 1:
-        raise ValueError(f"{op}: crow: expected {rows + 1} row pointers for {rows} rows, got {crow.numel()}")
-    if crow.device.type != "cpu":
-        return
-    if crow[0] != 0:
-        raise ValueError(f"{op}: crow: expected to start at 0, got {int(crow[0])}")
-    if (crow.diff() < 0).any():
-        row = int((crow.diff() < 0).nonzero()[0])
-        raise ValueError(f"{op}: crow: expected row pointers that never fall, got {int(crow[row])} then {int(crow[row + 1])} at row {row}")
-    if crow[-1] != col.numel():
-        raise ValueError(f"{op}: crow: expected the last row pointer to be the number of columns stored ({col.numel()}), got {int(crow[-1])}")
-    outside = (col < 0) | (col >= cols)
-    if outside.any():
-        at = int(outside.nonzero()[0])
-        raise ValueError(f"{op}: col: expected columns in [0, {cols}), got {int(col[at])} in row {int((crow <= at).sum()) - 1}, position {at}")
-
-
 def pattern_keys(crow: Tensor, col: Tensor, cols: int) -> Tensor:
     """[nnz] int64: row * cols + column of each entry."""
-    position = torch.arange(col.numel(), device=col.device)
-    return torch.searchsorted(crow[1:].long(), position, right=True) * cols + col
+    return row_ids(crow, col.numel()) * cols + col
 
 
 @reference("csr_setdiff")
@@ -65,6 +41,8 @@ def csr_setdiff_reference(rows, cols, crow, col, n_cols):
             raise TypeError(f"csr_setdiff: {name}: expected int32, got {t.dtype}")
         if t.dim() != 1 or t.numel() != rows.numel():
             raise ValueError(f"csr_setdiff: {name}: expected one dimension and the length of rows, got shape {list(t.shape)}")
+        if t.numel() >= 2**31:
+            raise ValueError(f"csr_setdiff: {name}: expected fewer than 2^31 positions, got {t.numel()}")
     n_rows = max(crow.numel() - 1, 0)
     check_pattern("csr_setdiff", crow, col, n_rows, n_cols)
     valid = (rows >= 0) & (cols >= 0)

@@ -2,8 +2,9 @@
 import torch
 from torch import Tensor
 
+from sparsekern.ops._csr_pattern import check_pattern
 from sparsekern.ops._register import define, fake, reference
-from sparsekern.ops.csr_setdiff import check_pattern, csr_setdiff_reference, pattern_keys
+from sparsekern.ops.csr_setdiff import csr_setdiff_reference, pattern_keys
 from sparsekern.ops.philox import SAMPLES, check_seed, multiply_high, random_words
 
 define("sample_product(Tensor row_weights, Tensor col_weights, int num_samples, *, Tensor seed) -> (Tensor rows, Tensor cols)")
@@ -79,6 +80,8 @@ def check_sampling(op: str, row_weights: Tensor, col_weights: Tensor, num_sample
     check_seed(op, seed, row_weights.device)
     if num_samples < 0:
         raise ValueError(f"{op}: num_samples: expected a number >= 0, got {num_samples}")
+    if num_samples >= 2**31:
+        raise ValueError(f"{op}: num_samples: expected fewer than 2^31, got {num_samples}")
     if rounds < 1:
         raise ValueError(f"{op}: rounds: expected a number >= 1, got {rounds}")
 
