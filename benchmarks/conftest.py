@@ -140,6 +140,16 @@ def race(request, benchmark, copy_bandwidth):
     return run
 
 
+@pytest.fixture
+def note():
+    """note(op, shape, lines): findings that are no race, in the same report."""
+
+    def add(op, shape, lines):
+        _tables.append(Table(op, shape, notes=list(lines)))
+
+    return add
+
+
 def evidence(bandwidth: float | None) -> dict:
     """What a figure needs beside it: commit, device, versions, command."""
 

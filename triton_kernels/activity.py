@@ -66,10 +66,12 @@ def partial_kernel(x, words, partials, features, positions, shift, x_n, x_h, x_w
 def sum_kernel(partials, out, features, chunks, LANES: tl.constexpr, BLOCK: tl.constexpr):
     f = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([LANES, BLOCK], tl.float64)
-    for start in range(0, chunks, LANES):
+    start = 0
+    while start < chunks:
         chunk = start + tl.arange(0, LANES)
         total += tl.load(partials + chunk[:, None].to(tl.int64) * features + f[None, :], mask=(chunk < chunks)[:, None] & (f < features)[None, :],
                          other=0.0).to(tl.float64)
+        start += LANES
     tl.store(out + f, tl.sum(total, 0).to(out.dtype.element_ty), mask=f < features)
 
 

@@ -32,11 +32,13 @@ def gather_kernel(crow, col, a, b, out, rows, n, a_row, a_col, b_row, b_col, spl
         valid = e < end
         k = tl.load(col + e, mask=valid, other=0).to(tl.int64)
         total = tl.zeros([ENTRIES, BLOCK], ARITHMETIC)
-        for start in range(0, n, BLOCK):
+        start = 0
+        while start < n:
             j = start + tl.arange(0, BLOCK)
             x = tl.load(a + row * a_row + j.to(tl.int64) * a_col, mask=j < n, other=0.0).to(ARITHMETIC)
             y = tl.load(b + k[:, None] * b_row + j[None, :].to(tl.int64) * b_col, mask=valid[:, None] & (j < n)[None, :], other=0.0)
             total += x[None, :] * y.to(ARITHMETIC)
+            start += BLOCK
         tl.store(out + e, tl.sum(total, 1).to(out.dtype.element_ty), mask=valid)
         at += splits * ENTRIES
 
@@ -50,12 +52,14 @@ def places_kernel(rows, cols, count, a, b, out, numel, n, a_row, a_col, b_row, b
     r = tl.load(rows + e, mask=valid, other=0).to(tl.int64)
     c = tl.load(cols + e, mask=valid, other=0).to(tl.int64)
     total = tl.zeros([ENTRIES, BLOCK], ARITHMETIC)
-    for start in range(0, n, BLOCK):
+    start = 0
+    while start < n:
         j = start + tl.arange(0, BLOCK)
         wanted, step = valid[:, None] & (j < n)[None, :], j[None, :].to(tl.int64)
         x = tl.load(a + r[:, None] * a_row + step * a_col, mask=wanted, other=0.0).to(ARITHMETIC)
         y = tl.load(b + c[:, None] * b_row + step * b_col, mask=wanted, other=0.0).to(ARITHMETIC)
         total += x * y
+        start += BLOCK
     tl.store(out + e, tl.sum(total, 1).to(out.dtype.element_ty), mask=e < numel)
 
 
@@ -72,33 +76,43 @@ def lower_bound(col, low, high, first):
 
 
 @triton.jit
-def dense_kernel(crow, col, a, b, out, rows, cols, n, a_row, a_col, b_row, b_col, tiles, FULL: tl.constexpr, ROWS: tl.constexpr,
+def add_product(total, a, b, r, c, start, rows, cols, n, a_row, a_col, b_row, b_col, FULL: tl.constexpr, BLOCK: tl.constexpr):
+    """total + a[r, start : start + BLOCK] b[c, start : start + BLOCK]^T"""
+    j = start + tl.arange(0, BLOCK)
+    x = tl.load(a + r[:, None].to(tl.int64) * a_row + j[None, :].to(tl.int64) * a_col, mask=(r < rows)[:, None] & (j < n)[None, :], other=0.0)
+    y = tl.load(b + c[None, :].to(tl.int64) * b_row + j[:, None].to(tl.int64) * b_col, mask=(c < cols)[None, :] & (j < n)[:, None], other=0.0)
+    if FULL:
+        x, y = x.to(tl.float32), y.to(tl.float32)
+    return tl.dot(x, y, total, input_precision="tf32x3")
+
+
+@triton.jit
+def dense_kernel(crow, col, a, b, out, rows, cols, n, a_row, a_col, b_row, b_col, tiles, INTERPRETED: tl.constexpr, ROWS: tl.constexpr,
                  COLS: tl.constexpr, BLOCK: tl.constexpr):
     # A band of ROWS rows times `tiles` tiles of COLS columns. The entries of a row inside a tile are neighbours in the pattern:
     # each row keeps the place of its next one, and lane i of a row picks the product of entry at + i.
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    real = r < rows
-    first = tl.program_id(1) * tiles * COLS
-    end = tl.load(crow + r + 1, mask=real, other=0)
-    at = lower_bound(col, tl.load(crow + r, mask=real, other=0), end, first)
-    for tile in range(tiles):
-        left = first + tile * COLS
+    left, last = tl.program_id(1) * tiles * COLS, (tl.program_id(1) + 1) * tiles * COLS
+    end = tl.load(crow + r + 1, mask=r < rows, other=0)
+    at = lower_bound(col, tl.load(crow + r, mask=r < rows, other=0), end, left)
+    while left < last:
         c = left + tl.arange(0, COLS)
         total = tl.zeros([ROWS, COLS], tl.float32)
-        for start in range(0, n, BLOCK):
-            j = start + tl.arange(0, BLOCK)
-            x = tl.load(a + r[:, None].to(tl.int64) * a_row + j[None, :].to(tl.int64) * a_col, mask=real[:, None] & (j < n)[None, :], other=0.0)
-            y = tl.load(b + c[None, :].to(tl.int64) * b_row + j[:, None].to(tl.int64) * b_col, mask=(c < cols)[None, :] & (j < n)[:, None],
-                        other=0.0)
-            if FULL:
-                x, y = x.to(tl.float32), y.to(tl.float32)
-            total = tl.dot(x, y, total, input_precision="tf32x3")
+        if INTERPRETED:                                     # older interpreters take no range of an argument; compiled, it is pipelined
+            start = 0
+            while start < n:
+                total = add_product(total, a, b, r, c, start, rows, cols, n, a_row, a_col, b_row, b_col, True, BLOCK)
+                start += BLOCK
+        else:
+            for start in range(0, n, BLOCK):
+                total = add_product(total, a, b, r, c, start, rows, cols, n, a_row, a_col, b_row, b_col, False, BLOCK)
         e = at[:, None] + tl.arange(0, COLS)[None, :]
         k = tl.load(col + e, mask=e < end[:, None], other=-1) - left
         here = (k >= 0) & (k < COLS)
         picked = tl.gather(total, tl.where(here, k, 0), 1)
         tl.store(out + e, picked.to(out.dtype.element_ty), mask=here)
         at += tl.sum(here.to(tl.int32), 1)
+        left += COLS
 
 
 def check_operands(op, a, b):
@@ -147,7 +161,7 @@ def sample(out, crow, col, a, b, algo="auto"):
             bands, across = triton.cdiv(rows, TILE_ROWS), triton.cdiv(b.shape[0], TILE_COLS)
             tiles = min(across, max(1, bands * across // PROGRAMS))
             dense_kernel[(bands, triton.cdiv(across, tiles))](
-                crow, col, a, b, out, rows, b.shape[0], n, *_strides(a, b), tiles, FULL=INTERPRETED, ROWS=TILE_ROWS, COLS=TILE_COLS,
+                crow, col, a, b, out, rows, b.shape[0], n, *_strides(a, b), tiles, INTERPRETED=INTERPRETED, ROWS=TILE_ROWS, COLS=TILE_COLS,
                 BLOCK=16 if a.dtype == torch.float32 else 64, num_warps=WARPS)
     return out
 
@@ -198,7 +212,7 @@ def _places(kind):
 
 
 _GATHER = {"ARITHMETIC": tl.float32, "ENTRIES": ENTRIES, "BLOCK": BLOCK}
-_DENSE = {"FULL": False, "ROWS": TILE_ROWS, "COLS": TILE_COLS}
+_DENSE = {"INTERPRETED": False, "ROWS": TILE_ROWS, "COLS": TILE_COLS}
 _BOTH = ("a_row", "b_row")
 AOT = [
     _row(gather_kernel, "fp32", _pattern("*fp32"), ("rows", "splits"), **_GATHER),

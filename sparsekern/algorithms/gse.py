@@ -28,7 +28,7 @@ class GSEConfig(DynamicConfig):
 
 @dataclass
 class Sample:
-    """The candidates of one layer and the sum of their gradients so far; `fresh` is that of the step at hand, as the loss was scaled."""
+    """The candidates of one layer and the sum of their gradients over the steps of the event; `fresh` is that of the step at hand."""
     rows: Tensor
     cols: Tensor
     grads: Tensor
@@ -42,7 +42,8 @@ class GSE(Dynamic):
     gradient of what leaves it. In the first backward pass of the first step candidates S are drawn, ceil(gamma * connections) pairs
     without duplicates and without active ones (all inactive ones of a layer at least half full); their gradients are summed over the
     whole event. Then k = min(ceil(fraction * connections), |S|) candidates of the largest |gradient| come, with weight and momentum
-    zero, and the k smallest |weights| among the old connections go. The step's update is made by the new connections.
+    zero, and the k smallest |weights| among the old connections go. The update of that last step is made by the new connections, with
+    its own gradient.
 
     Uniform: every pair alike. GraBo: in proportion to the sums of |input| and |output gradient| over the batch. GraEst: to |sums under
     random signs| shared by both sides. Every draw is a function of (seed, step, layer).
@@ -93,6 +94,8 @@ class GSE(Dynamic):
     def prepare(self, step: int) -> None:
         for tap in self._taps:
             tap.open = self.collecting(step)
+        for sample in self._samples.values():
+            sample.fresh = None
 
     def on_overflow(self) -> None:
         self._samples.clear()
@@ -120,22 +123,22 @@ class GSE(Dynamic):
         """Add this step's gradients of the candidates."""
         for index, sample in self._samples.items():
             grad = self.weights[index].grad
-            if self.store.dense:
-                if grad is not None:
-                    sample.grads += grad.flatten(1)[sample.rows.long(), sample.cols.long()]
+            if self.store.dense and grad is not None:
+                sample.fresh = grad.flatten(1)[sample.rows.long(), sample.cols.long()]
             elif sample.fresh is not None:
-                sample.grads += sample.fresh / self._scale
-                sample.fresh = None
+                sample.fresh /= self._scale
+            if sample.fresh is not None:
+                sample.grads += sample.fresh
 
     # The event.
 
     def exchange(self, grads: list[Tensor | None], fraction: float) -> dict | None:
-        samples = {index: sample for index, sample in self._samples.items() if grads[index] is not None}
+        samples = {index: sample for index, sample in self._samples.items() if grads[index] is not None and sample.fresh is not None}
         unseen = [layer.name for index, layer in enumerate(self.layers) if grads[index] is not None and index not in samples]
         if unseen:
             raise ValueError(f"GSE: event at step {self.steps}: the forward pass of {', '.join(unseen)} was not seen. Hooks do not reach into "
                              f"compiled graphs: call the model without torch.compile in steps for which `collecting(step)` is true")
-        _average([sample.grads for sample in samples.values()])
+        _average([tensor for sample in samples.values() for tensor in (sample.grads, sample.fresh)])
         if not all(bool(sample.grads.isfinite().all()) for sample in samples.values()):
             self._samples.clear()
             return None
@@ -143,7 +146,7 @@ class GSE(Dynamic):
         drop, take = self._choose([patterns[index][2] for index in samples], [sample.grads for sample in samples.values()], fraction)
         moves: list[Move | None] = [None] * len(self.layers)
         for index, gone, come in zip(samples, drop, take):
-            moves[index] = Move(gone, samples[index].rows, samples[index].cols, come, samples[index].grads)
+            moves[index] = Move(gone, samples[index].rows, samples[index].cols, come, samples[index].fresh)
         survival = self._survival(moves, patterns)
         flips = self.store.move(moves)
         self._samples.clear()

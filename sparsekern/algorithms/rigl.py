@@ -1,7 +1,9 @@
 """RigL: the weakest connections go, those with the largest dense gradient come."""
 from torch import Tensor
 
+from sparsekern import ops
 from sparsekern.sparsity.dynamic import Dynamic
+from sparsekern.sparsity.optim_state import shaped_state
 
 
 class RigL(Dynamic):
@@ -24,6 +26,13 @@ class RigL(Dynamic):
         return super().make_patterns()
 
     def exchange(self, grads: list[Tensor | None], fraction: float) -> dict:
-        moved = [0 if grad is None else int(fraction * count) for grad, count in zip(grads, self.masks.counts(self.net))]
+        counts = self.masks.counts(self.net)
+        moved = [0 if grad is None else int(fraction * count) for grad, count in zip(grads, counts)]
         scores = [weight if grad is None else grad for weight, grad in zip(self.weights, grads)]
-        return {"flips": self.prune_regrow(scores, moved, regrow_dropped=True)}
+        old, masks = self.masks[self.net], [mask.clone() for mask in self.masks[self.net]]
+        dropped, grown = ops.prune_regrow_(masks, self.weights, scores, moved, moved, regrow_dropped=True, on_drop="zero", on_grow="zero")
+        for weight, before, after in zip(self.weights, old, masks):
+            for state in shaped_state(self.optimizer, weight).values():
+                state.masked_fill_(before ^ after, 0)
+        self.masks.write(self.net, masks, counts)
+        return {"flips": (dropped + grown).tolist(), "grown": grown.tolist()}

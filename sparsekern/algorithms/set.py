@@ -1,12 +1,19 @@
 """SET: sparse evolutionary training. The weakest connections go, random ones come."""
+import torch
 from torch import Tensor
 
+from sparsekern import ops
+from sparsekern.sparsity.counter_rng import seed, uniform
 from sparsekern.sparsity.dynamic import Dynamic, DynamicConfig
-from sparsekern.sparsity.scores import Sources, score
+from sparsekern.sparsity.stores import Move, matrix
+
+_ROUNDS = 64                            # of draws: each finds more than half of what is still missing
 
 
 class SET(Dynamic):
     """Drop the smallest weights of every layer and grow as many connections at random, as zeros.
+
+    Every inactive connection is equally likely; the draws are functions of (seed, step, layer), the same for both kinds of storage.
 
     Args:
         model, optimizer: see Sparsifier.
@@ -20,7 +27,18 @@ class SET(Dynamic):
         return False
 
     def exchange(self, grads: list[Tensor | None], fraction: float) -> dict:
-        random = score("random", Sources(self.weights, seed=self.config.seed, step=self.steps))
-        moved = [0 if grad is None else min(int(fraction * count), numel - count)
-                 for grad, count, numel in zip(grads, self.masks.counts(self.net), self.masks.numels)]
-        return {"flips": self.prune_regrow(random, moved, regrow_dropped=False)}
+        moves = [None if grad is None else self._move(index, fraction) for index, grad in enumerate(grads)]
+        return {"flips": self.store.move(moves), "grown": [0 if move is None else int(move.take.sum()) for move in moves]}
+
+    def _move(self, index: int, fraction: float) -> Move:
+        crow, col, values = self.store.pattern(index)
+        n_rows, n_cols = matrix(self.layers[index].shape)
+        count = min(int(fraction * values.numel()), n_rows * n_cols - values.numel())
+        key = seed(self.config.seed, self.steps, index)
+        ones = [torch.ones(length, device=crow.device) for length in (n_rows, n_cols)]
+        rows, cols, found = ops.gse_candidates(*ones, crow, col, count, seed=key, rounds=_ROUNDS)
+        found = found.item()
+        rows, cols = rows[:found], cols[:found]
+        take = ops.topk_mask([uniform(rows, key & 0xFFFFFFFF, key >> 32)], count)[0][0]         # of a layer half full all were returned
+        drop = ops.topk_mask([values], min(count, found), largest=False)[0][0]
+        return Move(drop, rows, cols, take, torch.zeros_like(rows, dtype=values.dtype))

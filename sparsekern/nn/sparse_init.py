@@ -63,9 +63,11 @@ def _distinct(count: int, total: int, generator: torch.Generator) -> Tensor:
         absent = torch.ones(total, dtype=torch.bool)
         absent[_distinct(total - count, total, generator)] = False
         return absent.nonzero().squeeze(1)
-    keys = torch.empty(0, dtype=torch.int64)
-    while (missing := count - keys.numel()) > 0:                # the missing shrink by the density in each round
-        keys = torch.cat([keys, torch.randint(total, (missing,), generator=generator)])
+    keys = torch.randint(max(total, 1), (count,), generator=generator)
+    while True:
         keys.numpy().sort()                                     # in place; torch.sort would make three more arrays
         keys = keys.unique_consecutive()
-    return keys
+        missing = count - keys.numel()                          # shrinks by the density in each round
+        if missing == 0:
+            return keys
+        keys = torch.cat([keys, torch.randint(total, (missing,), generator=generator)])

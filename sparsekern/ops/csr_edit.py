@@ -29,7 +29,7 @@ def csr_from_mask(mask: Tensor, values: Tensor | None = None, *, nnz: int = -1, 
     Raises:
         ValueError: another shape, a wrong `nnz`, more than 2^31 - 1 nonzeros with int32 pointers. TypeError: a mask that is not bool.
     """
-    return torch.ops.sparsekern.csr_from_mask(mask, values, nnz=nnz, index64=index64)
+    return torch.ops.sparsekern.csr_from_mask(mask, None if values is None else values.detach(), nnz=nnz, index64=index64)
 
 
 def csr_validate(crow: Tensor, col: Tensor, rows: int, cols: int, val: Tensor | None = None) -> Tensor:
@@ -83,14 +83,13 @@ def csr_replace(crow: Tensor, col: Tensor, vals: Sequence[Tensor], drop: Tensor,
         inserted: for each of `vals` an array [S] with the entries of the candidates. None: zeros.
         nnz: the new number of nonzeros, known to the caller. -1: as before, so as many come as go.
     Returns:
-        New crow (same dtype), col and list of vals; the inputs are left alone.
+        New crow (same dtype), col and list of vals; the inputs are left alone. No gradient flows.
     Raises:
         ValueError: lengths that disagree, a candidate outside the rows, taken twice or already active, a count other than `nnz` (the last three
             not on devices, where nothing is written past the end and `crow` shows the true count). TypeError: dtypes.
     """
-    crow, col, vals = torch.ops.sparsekern.csr_replace(crow, col, list(vals), drop, rows, cols, take,
-                                                       inserted=None if inserted is None else list(inserted), nnz=nnz)
-    return crow, col, vals
+    grown = None if inserted is None else [grown.detach() for grown in inserted]
+    return torch.ops.sparsekern.csr_replace(crow, col, [val.detach() for val in vals], drop, rows, cols, take, inserted=grown, nnz=nnz)
 
 
 # ---- references ----
@@ -132,7 +131,7 @@ def csr_from_mask_reference(mask, values=None, *, nnz=-1, index64=False):
         raise ValueError(f"csr_from_mask: {count} nonzeros need int64 row pointers; pass index64=True")
     crow = torch.nn.functional.pad(flat.sum(1).cumsum(0), (1, 0)).to(torch.int64 if index64 else torch.int32)
     col = torch.nonzero_static(flat, size=count)[:, 1].to(torch.int32)
-    val = torch.empty(0, device=mask.device) if values is None else values.detach().masked_select(mask)
+    val = torch.empty(0, device=mask.device) if values is None else values.masked_select(mask)
     return crow, col, val
 
 
@@ -167,7 +166,7 @@ def _(crow, col, rows, cols, val=None):
 @reference("csr_replace")
 def csr_replace_reference(crow, col, vals, drop, rows, cols, take, *, inserted=None, nnz=-1):
     _check_replace(crow, col, vals, drop, rows, cols, take, inserted)
-    height, before = crow.numel() - 1, col.numel()
+    height, before = max(crow.numel() - 1, 0), col.numel()
     check_pattern("csr_replace", crow, col, height, 2**31)
     keep, take = (~drop).nonzero().flatten(), (take & (rows >= 0) & (cols >= 0)).nonzero().flatten()
     if take.numel() and rows[take].max() >= height:
@@ -187,8 +186,8 @@ def csr_replace_reference(crow, col, vals, drop, rows, cols, take, *, inserted=N
     counts = torch.bincount(row, minlength=height)
     arrays = []
     for i, val in enumerate(vals):
-        grown = val.new_zeros(take.numel()) if inserted is None else inserted[i].detach()[take]
-        arrays.append(torch.cat([val.detach()[keep], grown])[order])
+        grown = val.new_zeros(take.numel()) if inserted is None else inserted[i][take]
+        arrays.append(torch.cat([val[keep], grown])[order])
     return torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to(crow.dtype), both[order], arrays
 
 

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsekern import ops
+from sparsekern.nn.sparse_weight import BACKENDS
 from sparsekern.sparsity import schedules
 from sparsekern.sparsity.allocation import ALLOCATIONS, allocate
 from sparsekern.sparsity.layers import Layer
 from sparsekern.sparsity.masks import MaskSet
-from sparsekern.sparsity.optim_state import shaped_state
 from sparsekern.sparsity.patterns import Unstructured
 from sparsekern.sparsity.sparsifier import Sparsifier, SparsifierConfig
 from sparsekern.sparsity.stores import STORES, CsrStore, MaskedStore, PatternSet, layers_to_store
@@ -27,6 +26,7 @@ class SparseStartConfig(SparsifierConfig):
     allocation: str = "er"              # er (Erdos-Renyi over the flattened kernel), erk (kernel sides count) or uniform
     init: str = "fan_in"                # fan_in: scaled to each unit's real fan-in; keep: the model's own values where connections are
     storage: str = "masked"             # masked: dense weights under a mask; csr: sparse layers take the place of dense ones
+    backend: str = "csr"                # product of sparse layers: csr, dense, or auto (both are measured at the first batch)
     skip_first: bool = False            # leave the first convolution dense
     metrics: bool = False               # measure the inner product of consecutive gradients
 
@@ -71,7 +71,8 @@ class SparseStart(Sparsifier):
                 raise ValueError(f"sparsity: this algorithm trains one net, expected one number, got {list(c.sparsity)}")
             c.sparsity = c.sparsity[0]
         c.sparsity = float(c.sparsity)
-        for name, value, known in (("allocation", c.allocation, ALLOCATIONS), ("init", c.init, ("fan_in", "keep"))):
+        for name, value, known in (("allocation", c.allocation, ALLOCATIONS), ("init", c.init, ("fan_in", "keep")),
+                                   ("backend", c.backend, (*BACKENDS, "auto"))):
             if value not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
         return {str(c.sparsity): Unstructured(c.sparsity)}
@@ -104,13 +105,25 @@ class SparseStart(Sparsifier):
     def setup(self) -> None:
         draws = torch.Generator().manual_seed(self.config.seed)
         self.store.start(self.first_counts(), torch.randint(2**62, (len(self.layers),), generator=draws).tolist(), self.config.init)
+        self.store.choose(self.config.backend)
+
+    def metrics(self) -> dict:
+        return super().metrics() | ({} if self.store.dense else {"products": self.store.products})
+
+    def extra_state(self) -> dict:
+        return self.store.extra_state()
+
+    def load_extra_state(self, values: dict) -> None:
+        self.store.load_extra_state(values)
 
     def remove(self, subnet: str | None = None) -> nn.Module:
         attached = self._attached is not None
         super().remove(None if not self.store.dense else subnet)
-        if subnet is not None and attached and not self.store.dense:
-            with torch.no_grad():
-                self.store.remove()
+        if attached and not self.store.dense:
+            self.store.stop_waiting()
+            if subnet is not None:
+                with torch.no_grad():
+                    self.store.remove()
         return self.model
 
 
@@ -167,24 +180,9 @@ class Dynamic(SparseStart):
     def exchange(self, grads: list[Tensor | None], fraction: float) -> dict | None:
         """Move connections; returns what the record of the event says about it, `flips` per layer at least. None: not in this step."""
 
-    def prune_regrow(self, scores: list[Tensor], drop: list[int], regrow_dropped: bool) -> Tensor:
-        """Per layer: drop so many of the smallest |W|, grow as many of the highest scores; what moved is 0 and has no momentum.
-
-        Returns:
-            flips: [layers] int64, positions that changed.
-        """
-        old = self.masks[self.net]
-        masks = [mask.clone() for mask in old]
-        dropped, grown = ops.prune_regrow_(masks, self.weights, scores, drop, drop, regrow_dropped=regrow_dropped, on_drop="zero",
-                                           on_grow="zero")
-        for weight, before, after in zip(self.weights, old, masks):
-            for state in shaped_state(self.optimizer, weight).values():
-                state.masked_fill_(before ^ after, 0)
-        self.masks.write(self.net, masks, self.masks.counts(self.net))
-        return dropped + grown
-
     def extra_state(self) -> dict:
-        return {"events": self.events}
+        return super().extra_state() | {"events": self.events}
 
     def load_extra_state(self, values: dict) -> None:
+        super().load_extra_state(values)
         self.events = values["events"]

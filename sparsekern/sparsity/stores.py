@@ -4,8 +4,11 @@
 the place of the dense ones; then nothing of a dense weight's size is made after the first step. Both draw the same net from a seed and
 move the same connections when told to.
 """
+import copy
+import dataclasses
 import math
 import warnings
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,11 +17,14 @@ from torch import Tensor, nn
 
 from sparsekern import ops
 from sparsekern.nn import SparseConv2d, SparseLinear, SparseWeight
+from sparsekern.nn.choose import choose_backend
 from sparsekern.nn.sparse_init import initial_bias, initial_values, random_pattern
 from sparsekern.sparsity.layers import Layer
 from sparsekern.sparsity.masks import MaskSet
 from sparsekern.sparsity.optim_state import shaped_state
 from sparsekern.sparsity.sparsify import _exchange, _exchangeable
+
+_LARGEST = 1 << 26                      # elements of a weight up to which the dense product is tried, too
 
 
 @dataclass
@@ -105,7 +111,13 @@ class MaskedStore:
         self.s.masks.write(self.s.net, masks, counts)
         return flips
 
-    def remove(self) -> None:
+    def choose(self, backend: str) -> None:
+        pass
+
+    def extra_state(self) -> dict:
+        return {}
+
+    def load_extra_state(self, values: dict) -> None:
         pass
 
 
@@ -118,6 +130,8 @@ class CsrStore:
 
     def __init__(self, sparsifier):
         self.s = sparsifier
+        self.products: list[dict] = []                              # what was measured of each layer's two products
+        self._waiting: list = []                                    # hooks of layers not measured yet
 
     def start(self, counts: list[int], seeds: list[int], init: str) -> None:
         new: dict[nn.Module, SparseWeight] = {}
@@ -162,6 +176,42 @@ class CsrStore:
             flips.append(gone + come)
         self.s.masks.version += 1
         return flips
+
+    def choose(self, backend: str) -> None:
+        """The product of every layer; "auto" waits for the first batch and takes what is quicker for it."""
+        for layer in self.s.layers:
+            module = layer.modules[0]
+            if backend != "auto":
+                module.backend = backend
+            else:
+                self._waiting.append(module.register_forward_pre_hook(
+                    lambda module, args, name=layer.name: self._measure(name, module, args[0]) if module.training else None))
+
+    def _measure(self, name: str, module: SparseWeight, x: Tensor) -> None:
+        self._waiting.pop(next(index for index, hook in enumerate(self._waiting) if hook.id in module._forward_pre_hooks)).remove()
+        if module.rows * module.cols > _LARGEST:
+            found = {"backend": "csr", "reason": "too large to try the dense product"}
+        else:
+            bare = copy.copy(module)                                # without hooks, which are not to see this
+            bare._forward_hooks, bare._forward_pre_hooks = OrderedDict(), OrderedDict()
+            found = dataclasses.asdict(choose_backend(bare, tuple(x.shape), x.dtype))
+        module.backend = found["backend"]
+        self.products.append({"layer": name} | found)
+
+    def extra_state(self) -> dict:
+        return {"backends": [layer.modules[0].backend for layer in self.s.layers], "products": self.products}
+
+    def load_extra_state(self, values: dict) -> None:
+        self.products = list(values["products"])
+        for layer, backend in zip(self.s.layers, values["backends"]):
+            layer.modules[0].backend = backend
+        if self.products:
+            self.stop_waiting()
+
+    def stop_waiting(self) -> None:
+        for hook in self._waiting:
+            hook.remove()
+        self._waiting.clear()
 
     def remove(self) -> None:
         """Dense layers in the place of the sparse ones, zeros where there are no connections."""

@@ -36,7 +36,7 @@ def render(report: dict) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{_text(title)}</title><style>{STYLE}</style></head><body><main>",
         f"<h1>{_text(title)}</h1>", f'<p class="lead">{_lead(report)}</p>',
-        _cards(report), _table(report["subnets"]), _figures(report), _details(report), "</main></body></html>", ""])
+        _cards(report), _table(report["subnets"]), _layers(report), _figures(report), _details(report), "</main></body></html>", ""])
 
 
 def _lead(report: dict) -> str:
@@ -57,6 +57,9 @@ def _cards(report: dict) -> str:
     entries = [(f"{report['mean_accuracy']:.2%}", nets),
                (f"{report['prunable']:,}", "prunable weights"), (f"{report['training_flops']:.3g}", "training FLOPs"),
                (f"{share:.2f}&times;", "of a dense run's FLOPs"), (_duration(report["wall_seconds"]), "wall time")]
+    if report.get("memory", {}).get("peak"):
+        entries.append((f"{report['memory']['peak'] / 2**20:,.0f} MiB", "peak memory of the process" if report["device"]["type"] == "cpu"
+                        else "peak memory on the device"))
     inner = (report["metrics"].get("sign_ratio") or {}).get("inner") or {}
     if inner.get("measured"):
         entries.append((f"{inner['negative']:.1%}", "of inner-group products conflict"))
@@ -75,6 +78,25 @@ def _table(subnets: list[dict]) -> str:
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     header = "".join(f"<th>{cell}</th>" for cell in head)
     return f'<section class="wide"><table><tr>{header}</tr>{"".join(rows)}</table></section>'
+
+
+def _layers(report: dict) -> str:
+    """Of a net in sparse layers: each layer's size and, where both products were measured, which one it uses."""
+    subnet, products = report["subnets"][0], report["metrics"].get("products")
+    if products is None:
+        return ""
+    measured = {entry["layer"]: entry for entry in products}
+    rows = []
+    for name, layer in subnet["layers"].items():
+        found = measured.get(name, {})
+        times = [f"{found[key]:.2f}" if found.get(key) is not None else "-" for key in ("sparse_ms", "dense_ms")]
+        cells = (_text(name), _text(found.get("reason", "sparse product, not measured beside the dense one")), f"{layer['nnz']:,}",
+                 _percent(layer["sparsity"]), *times)
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    header = "".join(f"<th>{cell}</th>" for cell in ("layer", "product", "nonzeros", "sparsity", "sparse ms", "dense ms"))
+    memory = ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in (report.get("memory") or {}).items())
+    return (f'<section class="wide"><details><summary>Sparse layers and memory</summary><table><tr>{header}</tr>{"".join(rows)}</table>'
+            f'<p class="note">{_text(memory)}</p></details></section>')
 
 
 def _figures(report: dict) -> str:

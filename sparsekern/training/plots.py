@@ -173,6 +173,31 @@ def projections(report: dict):
     return figure
 
 
+def growth(report: dict):
+    """Connections exchanged at every event, and how many of those grown outlive the next event."""
+    events = [event for event in report["metrics"].get("events") or [] if event.get("grown") is not None]
+    if not events:
+        return None
+    survivors = [(event["step"], event["survival"]) for event in events if event.get("survival") is not None]
+    with _figure(11.6, 3.0, 2 if survivors else 1) as (figure, axes):
+        axis = axes[0, 0]
+        steps = [event["step"] for event in events]
+        for key, label, color in (("candidates", "candidates", COLORS[5]), ("grown", "grown", COLORS[0])):
+            if events[0].get(key) is not None:
+                axis.plot(steps, [sum(event[key]) for event in events], color=color, marker="o", markersize=3, linewidth=1.3, label=label)
+        axis.set_yscale("symlog")
+        axis.set_ylabel("connections")
+        axis.legend()
+        if survivors:
+            axes[0, 1].plot(*zip(*survivors), color=COLORS[2], marker="o", markersize=3, linewidth=1.3)
+            axes[0, 1].set_ylabel("outlive the next event")
+            axes[0, 1].set_ylim(0, 1.02)
+            _percent_axis(axes[0, 1].yaxis)
+        for axis in axes[0]:
+            axis.set_xlabel("step")
+    return figure
+
+
 #: title, caption, full width, function
 PLOTS = (
     ("Accuracy", "Test accuracy of every sub-net.", False, accuracy),
@@ -182,5 +207,7 @@ PLOTS = (
      overlap),
     ("Layer-wise sparsity", "At the end of the run; upwards is denser.", True, layers),
     ("Sparsity over time", "Over all prunable weights together.", False, sparsity),
+    ("Growth", "At every event: connections sampled as candidates, grown, and the share of the grown that outlives the next event.", True,
+     growth),
     ("Corrections", "Share of the eligible steps in which a layer's gradient was projected.", False, projections),
 )

@@ -35,7 +35,7 @@ def build(run) -> dict:
         "training_flops": run.flops.total, "training_flops_per_sample": run.flops.per_sample,
         "dense_forward_flops": sum(run.dense_flops.values()),
         "dense_training_flops": 3 * sum(run.dense_flops.values()) * run.flops.samples,
-        "metrics": run.sparsifier.metrics(), "history": run.history,
+        "memory": memory(run), "metrics": run.sparsifier.metrics(), "history": run.history,
     })
 
 
@@ -93,6 +93,24 @@ def device_info(device: torch.device) -> dict:
         info["name"] = torch.cuda.get_device_name(device)
         info["memory"] = torch.cuda.get_device_properties(device).total_memory
     return info
+
+
+def memory(run) -> dict[str, int]:
+    """Bytes between two steps: the model's parameters, its buffers (topology of sparse layers among them), masks and the optimizer's state;
+    and the peak of the process (of the device's allocator on CUDA) since it started."""
+    def size(tensors) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    masks = run.sparsifier.masks
+    found = {"parameters": size(run.model.parameters()), "buffers": size(run.model.buffers()),
+             "masks": size(mask for name in masks.names for mask in masks.active(name) if mask is not None),
+             "optimizer": size(value for state in run.optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor))}
+    if run.device.type == "cuda":
+        return found | {"peak": torch.cuda.max_memory_allocated(run.device)}
+    try:
+        import resource
+    except ImportError:                                             # not on Windows
+        return found
+    return found | {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)}
 
 
 def commit() -> str | None:

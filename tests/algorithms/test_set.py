@@ -6,7 +6,6 @@ import torch
 from dynamic_runs import accuracy, assert_same_state, backward, make, one_thread, resumed, train  # noqa: F401
 
 from sparsekern.sparsity.patterns import kept
-from sparsekern.sparsity.scores import Sources, score
 
 # The timeline.
 
@@ -43,19 +42,61 @@ def test_an_event_drops_the_smallest_and_grows_random_zeros_without_momentum(opt
     net, opt, sparsifier = make("set", optimizer, delta_t=5, prune_schedule="constant", event_skips_update=True)
     train(net, sparsifier, range(4))
     weights, old = [w.detach().clone() for w in sparsifier.weights], [m.clone() for m in sparsifier.masks[sparsifier.net]]
-    random = score("random", Sources(sparsifier.weights, seed=0, step=4))
     train(net, sparsifier, [4])
-    for w, now, r, before, after in zip(weights, sparsifier.weights, random, old, sparsifier.masks[sparsifier.net]):
+    for w, now, before, after in zip(weights, sparsifier.weights, old, sparsifier.masks[sparsifier.net]):
         count = int(0.3 * int(before.sum()))
-        staying = before.flatten().clone()
-        staying[w.abs().masked_fill(~before, math.inf).flatten().argsort(stable=True)[:count]] = False
-        staying[r.masked_fill(before, -1).flatten().argsort(descending=True, stable=True)[:count]] = True
-        assert torch.equal(after.flatten(), staying) and count > 0
+        dropped = w.abs().masked_fill(~before, math.inf).flatten().argsort(stable=True)[:count]
+        assert count > 0 and (before & ~after).flatten().nonzero().flatten().tolist() == sorted(dropped.tolist())
         moved = before ^ after
-        assert (now[moved] == 0).all() and torch.equal(now[~moved], w[~moved])
+        assert int((after & ~before).sum()) == count and (now[moved] == 0).all() and torch.equal(now[~moved], w[~moved])
         shaped = [v for v in opt.state[now].values() if v.shape == now.shape]
         assert len(shaped) == (1 if optimizer == "sgd" else 2)
         assert all((v[moved] == 0).all() and (v[before & after] != 0).any() for v in shaped)
+
+
+@pytest.mark.parametrize("sparsity", [0.4, 0.9])
+def test_every_inactive_connection_is_equally_likely(sparsity):
+    _, _, sparsifier = make("set", "plain", net=torch.nn.Sequential(torch.nn.Linear(10, 12)), sparsity=sparsity)
+    active, found = sparsifier.masks[sparsifier.net][0], torch.zeros(12, 10)
+    for step in range(600):
+        sparsifier.steps = step
+        move = sparsifier._move(0, 0.5)
+        assert int(move.take.sum()) == int(move.drop.sum()) == int(0.5 * active.sum())
+        found[move.rows[move.take].long(), move.cols[move.take].long()] += 1
+    assert (found[active] == 0).all()
+    found = found[~active]
+    expected = found.mean()
+    assert ((found - expected) ** 2 / expected).sum() < len(found) + 3.5 * (2 * len(found)) ** 0.5        # p < 0.001; distinct draws vary less
+
+
+@pytest.mark.parametrize("name", ["static", "set"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_sparse_layers_hold_the_same_net_as_masks(name, optimizer):
+    results = []
+    for storage in ("masked", "csr"):
+        fields = {"delta_t": 3} if name == "set" else {}
+        net, _, sparsifier = make(name, optimizer, storage=storage, dtype=torch.float64, sparsity=0.9, **fields)
+        losses = train(net, sparsifier, range(30))
+        sparsifier.remove(sparsifier.net)
+        results.append((losses, net.state_dict(), [record["grown"] for record in sparsifier.history]))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-9) and results[0][2] == results[1][2]
+    for key, value in results[0][1].items():
+        torch.testing.assert_close(value, results[1][1][key], rtol=1e-7, atol=1e-9, msg=key)
+
+
+def test_the_quicker_product_is_measured_at_the_first_batch_and_kept():
+    unbroken, again = resumed("set", "sgd", 7, 12, delta_t=5, storage="csr", backend="auto", sparsity=0.3)
+    assert unbroken[0] == again[0]
+    assert_same_state(unbroken[1], again[1])
+    net, _, sparsifier = make("static", storage="csr", backend="auto", sparsity=0.3)
+    assert sparsifier.metrics()["products"] == []
+    train(net, sparsifier, range(2))
+    products = sparsifier.metrics()["products"]
+    assert [entry["layer"] for entry in products] == list(sparsifier.masks.layers)
+    for entry, module in zip(products, (net[0], net[3], net[6], net[11])):
+        assert entry["backend"] == module.backend == ("csr" if entry["sparse_ms"] < entry["dense_ms"] else "dense") and "input" in entry["reason"]
+    assert not any(module._forward_pre_hooks for module in net.modules())
+    assert make("static", storage="csr", backend="dense")[0][3].backend == "dense"
 
 
 def test_the_update_of_an_event_step_follows_the_new_mask():
@@ -75,7 +116,7 @@ def test_sparsity_is_exact_after_every_event(sparsity):
     for step in range(30):
         train(net, sparsifier, [step])
         assert [int(mask.sum()) for mask in sparsifier.masks[sparsifier.net]] == counts == sparsifier.masks.counts(sparsifier.net)
-    assert sum(counts) == kept(sparsifier.masks.numel, sparsity) and sparsifier.history[-1]["flips"].sum() > 0
+    assert sum(counts) == kept(sparsifier.masks.numel, sparsity) and sum(sparsifier.history[-1]["flips"]) > 0
 
 
 # The run.
@@ -127,7 +168,8 @@ def test_not_finite_gradients_do_not_choose_connections(name):
 
 
 @pytest.mark.parametrize("fields, message", [({"delta_t": 0}, "delta_t"), ({"end": -1}, "end"), ({"prune_fraction": 1.5}, "prune_fraction"),
-                                             ({"prune_schedule": "linear"}, "prune_schedule: expected 'cosine' or 'constant'")])
+                                             ({"prune_schedule": "linear"}, "prune_schedule: expected 'cosine' or 'constant'"),
+                                             ({"backend": "gpu"}, "backend: expected one of csr, dense, auto")])
 def test_configurations_that_cannot_work_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         make("set", **fields)

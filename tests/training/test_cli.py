@@ -120,6 +120,7 @@ def test_doctor_checks_every_op(capsys):
     assert time.perf_counter() - started < 5
     said = capsys.readouterr().out
     assert "C++ kernels" in said and "Triton" in said and "nvcc" in said and "all agree" in said
+    assert said.count(" ms, dense ") == 3 and 'sparsify(backend="auto")' in said
     assert "no self-test" not in said and set(doctor_module.MAKERS) == set(ops.op_names())
 
 
