@@ -21,6 +21,7 @@ constexpr const char *kForward = "sparse_conv2d", *kInputGrad = "sparse_conv2d_i
 constexpr int64_t kBlock = 16;              // output planes in a unit of work
 constexpr int64_t kChunks = 8;              // partial sums of a weight gradient
 constexpr int64_t kWorthThreads = 1 << 20;  // multiply-adds
+constexpr int64_t kJoinedRow = 512;        // elements
 constexpr int64_t kReach = 1 << 17;         // elements of a panel that stay in L2 beside the output gradient
 
 template <class Fn>
@@ -37,6 +38,16 @@ struct Geometry {
   at::IntArrayRef kernel_size, stride, padding, dilation;
   int64_t groups;
 };
+
+// A kernel of one position that moves by one: rows may be joined, which fills vectors better. They stay short enough for L2.
+void join_rows(ConvShape& s) {
+  for (int i : {0, 1})
+    if (s.kernel[i] != 1 || s.stride[i] != 1 || s.padding[i] != 0) return;
+  int64_t joined = std::clamp<int64_t>(kJoinedRow / std::max<int64_t>(s.in[1], 1), 1, s.in[0]);
+  while (s.in[0] % joined) --joined;
+  s.in[0] = s.out[0] = s.in[0] / joined;
+  s.in[1] = s.out[1] = s.in[1] * joined;
+}
 
 // The shape of a call, or the error that says what does not fit; words as in the Python file.
 ConvShape checked_shape(const char* op, at::IntArrayRef input_size, const at::Tensor& crow, const Geometry& g) {
@@ -61,6 +72,8 @@ ConvShape checked_shape(const char* op, at::IntArrayRef input_size, const at::Te
                       g.dilation, " for an input of ", input_size.slice(2), " and padding ", g.padding);
     s.out[i] = room / s.stride[i] + 1;
   }
+  s.y = {s.images, s.outputs, s.out[0], s.out[1]};
+  join_rows(s);
   return s;
 }
 
@@ -95,6 +108,7 @@ void run_product(ProductJob<T>& job, const Panel& panel, const Axis& rows, const
     for (size_t c = 0; c < columns.steps.size(); ++c)
       job.phases.push_back({static_cast<int64_t>(r), static_cast<int64_t>(c), rows.steps[r], columns.steps[c]});
   if (job.phases.empty() || job.images == 0 || job.planes == 0) return;
+  job.rows_at_once = kReach / std::max<int64_t>(panel.channels * panel.row, 1);
   job.band = 8 * (columns.steps[0] + 16) * 16;
   job.block = kBlock, job.blocks = (job.planes + kBlock - 1) / kBlock;
   share((job.images + panel.lanes - 1) / panel.lanes * job.blocks, work,
@@ -110,7 +124,7 @@ at::Tensor sparse_conv2d_cpu(const at::Tensor& x, const at::Tensor& crow, const 
   if (bias) check_like(kForward, "bias", *bias, {s.outputs}, "x", x);
   const CsrPattern pattern = pattern_of(kForward, s, crow, col);
   const at::Tensor from = x.contiguous(), values = val.contiguous(), biases = bias ? bias->contiguous() : at::Tensor();
-  at::Tensor out = at::empty({s.images, s.outputs, s.out[0], s.out[1]}, x.options());
+  at::Tensor out = at::empty(s.y, x.options());
   const Axis rows = forward_axis(s, 0), columns = forward_axis(s, 1);
   const Panel panel = make_panel(kForward, rows, columns, s.channels, lanes_for(s.images, s.out[1]));
   for_float(kForward, "x", x.scalar_type(), [&](auto type) {
@@ -131,7 +145,7 @@ at::Tensor sparse_conv2d_input_grad_cpu(const at::Tensor& grad_y, const at::Tens
                                         at::IntArrayRef dilation, int64_t groups) {
   const ConvShape s = checked_shape(kInputGrad, input_size, crow, {kernel_size, stride, padding, dilation, groups});
   for_float(kInputGrad, "grad_y", grad_y.scalar_type(), [](auto) {});
-  check_like(kInputGrad, "grad_y", grad_y, {s.images, s.outputs, s.out[0], s.out[1]}, "x", grad_y);
+  check_like(kInputGrad, "grad_y", grad_y, s.y, "x", grad_y);
   check_like(kInputGrad, "val", val, col.sizes(), "grad_y", grad_y);
   const CsrPattern pattern = pattern_of(kInputGrad, s, crow, col);
   const at::Tensor from = grad_y.contiguous(), values = val.contiguous();
@@ -155,7 +169,7 @@ at::Tensor sparse_conv2d_weight_grad_cpu(const at::Tensor& x, const at::Tensor& 
                                          int64_t groups) {
   const ConvShape s = checked_shape(kWeightGrad, x.sizes(), crow, {kernel_size, stride, padding, dilation, groups});
   for_float(kWeightGrad, "x", x.scalar_type(), [](auto) {});
-  check_like(kWeightGrad, "grad_y", grad_y, {s.images, s.outputs, s.out[0], s.out[1]}, "x", x);
+  check_like(kWeightGrad, "grad_y", grad_y, s.y, "x", x);
   const CsrPattern pattern = pattern_of(kWeightGrad, s, crow, col);
   const at::Tensor images = x.contiguous(), grads = grad_y.contiguous();
   at::Tensor out = at::empty(col.sizes(), x.options());
@@ -176,7 +190,8 @@ at::Tensor sparse_conv2d_weight_grad_cpu(const at::Tensor& x, const at::Tensor& 
     job.geometry = {panel.row, s.out[0], plain.row / 16, lanes == 16 || s.out[1] % 16 == 0 ? 16 : static_cast<int>(s.out[1] % 16)};
     job.outputs = s.outputs, job.block = kBlock, job.blocks = (s.outputs + kBlock - 1) / kBlock;
     job.chunk = (panels + chunks - 1) / chunks * lanes;
-    job.reach = std::max(panel.channel, kReach / std::max<int64_t>(panel.channel, 1) * panel.channel);
+    const int64_t channel = std::max<int64_t>(panel.channel, 1);
+    job.reach = channel * std::max<int64_t>(kReach / channel, 1);
     if (pattern.nnz) share(chunks * job.blocks, work_of(s, pattern), [&](int64_t begin, int64_t end) { SK_PICK(weight_units<T>)(job, begin, end); });
     T* to = out.mutable_data_ptr<T>();
     for (int64_t e = 0; e < pattern.nnz; ++e) {

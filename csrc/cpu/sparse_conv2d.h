@@ -2,11 +2,9 @@
 // registers, one broadcast value and R * V fused multiply-adds a tap), the weight gradient is dot products of planes.
 // Bound by the loads of the panel from L2: 90 to 105 GFLOP/s on a Zen 5 core against 250 from registers, 58 from L3.
 // The order of a sum is that of its list, whatever the tile, the lanes and the threads.
-#if defined(__AVX512F__)
-constexpr int kTileVectors = 16, kDots = 8;
-#else
-constexpr int kTileVectors = 4, kDots = 4;
-#endif
+// (The preprocessor does not know the instruction set here, the types do.)
+constexpr bool kWide = alignof(F32) == 64;
+constexpr int kTileVectors = kWide ? 16 : 4, kDots = kWide ? 8 : 4;
 
 // ---- panels ----
 
@@ -17,24 +15,33 @@ void fill_panel(const Panel& p, const T* from, int64_t image, int64_t images, Ar
   if (p.lanes == 1) {
     for (int64_t c = 0; c < p.channels; ++c, from += p.positions, panel += p.channel) {
       for (const Run& run : p.runs) {
-        if (run.count < 8) {
-          for (int32_t i = 0; i < run.count; ++i) panel[run.to + i] = static_cast<A>(from[run.from + i]);
-          continue;
-        }
-        for (int32_t i = 0; i < run.count; i += 16) store_some(panel + run.to + i, load_some(from + run.from + i, run.count - i), run.count - i);
+        const T* read = from + run.from;
+        A* write = panel + run.to;
+        int32_t i = 0;
+        for (; i + 16 <= run.count; i += 16) store(write + i, load(read + i));
+        if (i < run.count && i > 0) store(write + run.count - 16, load(read + run.count - 16));
+        else
+          for (; i < run.count; ++i) write[i] = static_cast<A>(read[i]);
       }
     }
     return;
   }
+  // Sixteen positions of sixteen images at a time; all loops are unrolled, so that the block stays in registers.
   const int64_t total = p.channels * p.positions;
   for (int64_t first = 0, position = 0; first < total; first += 16) {
     const int some = static_cast<int>(std::min<int64_t>(16, total - first));
     Vec<A> r[16];
+    if (images == 16 && some == 16) {
 #pragma GCC unroll 16
-    for (int k = 0; k < 16; ++k) r[k] = k < images ? load_some(from + k * image + first, some) : splat(A(0));
+      for (int k = 0; k < 16; ++k) r[k] = load(from + k * image + first);
+    } else {
+#pragma GCC unroll 16
+      for (int k = 0; k < 16; ++k) r[k] = k < images ? load_some(from + k * image + first, some) : splat(A(0));
+    }
     transpose(r);
-    for (int k = 0; k < some; ++k) {
-      if (p.place[position] >= 0) store(panel + p.place[position], r[k]);
+#pragma GCC unroll 16
+    for (int k = 0; k < 16; ++k) {
+      if (k < some && p.place[position] >= 0) store(panel + p.place[position], r[k]);
       if (++position == p.positions) position = 0, panel += p.channel;
     }
   }
@@ -84,11 +91,8 @@ TileFunction<A> tile_of(int rows, int vectors) {
   return rows == 4 ? tile_of<4, A>(vectors) : rows == 2 ? tile_of<2, A>(vectors) : tile_of<1, A>(vectors);
 }
 
-SK_INLINE int power_of_two_below(int64_t most, int64_t bound) {
-  int p = 1;
-  while (2 * p <= most && 2 * p <= bound) p *= 2;
-  return p;
-}
+// The largest power of two that is at most both; both are at least 1.
+SK_INLINE int power_of_two_below(int64_t a, int64_t b) { return static_cast<int>(uint64_t{1} << (63 - __builtin_clzll(std::min(a, b)))); }
 
 // Finished rows [first, first + rows) of one phase's plane, out of `band` (vectors of lanes or of columns).
 template <class T>
@@ -113,7 +117,12 @@ void store_band(const ProductJob<T>& job, const OutputPhase& phase, const Arith<
 #pragma GCC unroll 16
       for (int k = 0; k < 16; ++k) r[k] = k < some ? load(band + (p + k) * 16) : splat(A(0));
       transpose(r);
-      for (int k = 0; k < images; ++k) store_some(to + k * job.out_image + p, r[k], some);
+      if (images == 16 && some == 16) {
+#pragma GCC unroll 16
+        for (int k = 0; k < 16; ++k) store(to + k * job.out_image + p, r[k]);
+      } else {
+        for (int k = 0; k < images; ++k) store_some(to + k * job.out_image + p, r[k], some);
+      }
     }
     return;
   }
@@ -123,7 +132,7 @@ void store_band(const ProductJob<T>& job, const OutputPhase& phase, const Arith<
         to[k * job.out_image + i * job.row_step * job.out_width + j * job.column_step] = static_cast<T>(band[i * band_row + j * 16 + k]);
 }
 
-// Output planes [first, last) of one panel of images; a band of rows at a time, so that what it reads stays in L2.
+// Output planes [first, last) of one panel of images. As many rows at a time as stay in L2, for one plane after the other.
 template <class T>
 void product_planes(const ProductJob<T>& job, const Arith<T>* panel, Arith<T>* band, int64_t image, int64_t images, int64_t first, int64_t last) {
   using A = Arith<T>;
@@ -133,21 +142,30 @@ void product_planes(const ProductJob<T>& job, const Arith<T>* panel, Arith<T>* b
     const OutputPhase& phase = job.phases[f];
     const int64_t vectors = p.lanes == 1 ? (phase.columns + 15) / 16 : phase.columns;
     const int widest = power_of_two_below(vectors, std::min(8, kTileVectors));
-    const int most_rows = std::max(1, (p.lanes == 1 ? std::min(8, kTileVectors) : kTileVectors) / widest);
+    const int most_rows = std::min(8, std::max(1, (p.lanes == 1 ? std::min(8, kTileVectors) : kTileVectors) / widest));
+    // Whole vectors of single images in the arithmetic's own type need no band.
+    const bool direct = std::is_same_v<T, A> && p.lanes == 1 && job.column_step == 1 && phase.columns % 16 == 0;
+    const int64_t out_row = direct ? job.row_step * job.out_width : vectors * 16;
     for (int64_t h = 0; h < phase.rows;) {
-      const int rows = power_of_two_below(phase.rows - h, std::min(8, most_rows));
+      const int64_t stop = std::min(phase.rows, h + std::max<int64_t>(most_rows, job.rows_at_once));
+      const int64_t top = h;
       for (int64_t plane = first; plane < last; ++plane) {
         const int64_t list = plane * phases + f;
         const Tap<A>*tap = job.taps + job.begin[list], *end = job.taps + job.begin[list + 1];
         const A bias = job.bias ? static_cast<A>(job.bias[plane]) : A(0);
-        for (int64_t v = 0; v < vectors;) {
-          const int wide = power_of_two_below(vectors - v, widest);
-          tile_of<A>(rows, wide)(tap, end, panel + h * p.row + v * 16, p.row, bias, band + v * 16, vectors * 16);
-          v += wide;
+        T* const out = job.out + image * job.out_image + plane * job.out_plane;
+        for (h = top; h < stop;) {
+          const int rows = power_of_two_below(stop - h, most_rows);
+          A* to = direct ? reinterpret_cast<A*>(out + (phase.row + h * job.row_step) * job.out_width + phase.column) : band;
+          for (int64_t v = 0; v < vectors;) {
+            const int wide = power_of_two_below(vectors - v, widest);
+            tile_of<A>(rows, wide)(tap, end, panel + h * p.row + v * 16, p.row, bias, to + v * 16, out_row);
+            v += wide;
+          }
+          if (!direct) store_band(job, phase, band, h, rows, out, images);
+          h += rows;
         }
-        store_band(job, phase, band, h, rows, job.out + image * job.out_image + plane * job.out_plane, images);
       }
-      h += rows;
     }
   }
 }
@@ -178,24 +196,38 @@ SK_INLINE void dot_planes(const Tap<A>* taps, int count, const A* panel, int64_t
                           Vec<A>* sums) {
   const A* at[E];
   Vec<A> sum[E];
+  A zero = 0;
+  __asm__("" : "+m"(zero));  // else the sums are cleared as an array in memory
 #pragma GCC unroll 8
   for (int k = 0; k < E; ++k) {
     at[k] = panel + taps[std::min(k, count - 1)].at;
-    sum[k] = splat(A(0));
+    __asm__("" : "+r"(at[k]));  // else the addresses become differences and go through vectors
+    sum[k] = splat(zero);
   }
-  const int64_t whole = tail == 16 ? vectors : vectors - 1;
-  const Mask16 inside = static_cast<Mask16>((1u << tail) - 1);
-  for (int64_t i = 0; i < rows; ++i, plane += 16 * vectors) {
-    int64_t j = 0;
-    for (; j < whole; ++j) {
-      const Vec<A> g = load(plane + 16 * j);
+  // One index for all taps: the addresses are then base + index, and nothing but the index moves.
+  if (vectors == 1 && tail == 16) {
+#pragma GCC unroll 2
+    for (int64_t i = 0, index = 0; i < rows; ++i, index += row) {
+      const Vec<A> g = load(plane + 16 * i);
 #pragma GCC unroll 8
-      for (int k = 0; k < E; ++k) sum[k] = fused(g, load(at[k] + i * row + 16 * j), sum[k]);
+      for (int k = 0; k < E; ++k) sum[k] = fused(g, load(at[k] + index), sum[k]);
     }
-    if (j == vectors) continue;
-    const Vec<A> g = load(plane + 16 * j);
+  } else {
+    const int64_t whole = tail == 16 ? vectors : vectors - 1;
+    const Mask16 inside = static_cast<Mask16>((1u << tail) - 1);
+    for (int64_t i = 0; i < rows; ++i) {
+      int64_t index = i * row;
+      for (const int64_t stop = index + 16 * whole; index < stop; index += 16, plane += 16) {
+        const Vec<A> g = load(plane);
 #pragma GCC unroll 8
-    for (int k = 0; k < E; ++k) sum[k] = fused(g, select(inside, load(at[k] + i * row + 16 * j), splat(A(0))), sum[k]);
+        for (int k = 0; k < E; ++k) sum[k] = fused(g, load(at[k] + index), sum[k]);
+      }
+      if (tail == 16) continue;
+      const Vec<A> g = load(plane);
+      plane += 16;
+#pragma GCC unroll 8
+      for (int k = 0; k < E; ++k) sum[k] = fused(g, select(inside, load(at[k] + index), splat(A(0))), sum[k]);
+    }
   }
 #pragma GCC unroll 8
   for (int k = 0; k < E; ++k) sums[k] = sum[k];
@@ -207,8 +239,8 @@ void dots(const DotGeometry& d, const Tap<A>* taps, int64_t count, const A* pane
   for (int64_t e = 0; e < count; e += 16) {
     const int some = static_cast<int>(std::min<int64_t>(16, count - e));
     Vec<A> sums[16];
-    for (int k = 0; k < 16; ++k) sums[k] = splat(A(0));
-    for (int k = 0; k < some;) {
+    int k = 0;
+    while (k < some) {
       const int left = some - k;
       if (left > 4 && kDots == 8) {
         dot_planes<kDots>(taps + e + k, left, panel, d.row, plane, d.rows, d.vectors, d.tail, sums + k);
@@ -218,9 +250,14 @@ void dots(const DotGeometry& d, const Tap<A>* taps, int64_t count, const A* pane
         k += 4;
       }
     }
+    for (; k < 16; ++k) sums[k] = sums[0];
     A total[16];
     store(total, sums_of_rows(sums));
-    for (int k = 0; k < some; ++k) out[e + k] += total[k];
+    if (some == 16) {  // a known count becomes vectors
+      for (int i = 0; i < 16; ++i) out[e + i] += total[i];
+    } else {
+      for (int i = 0; i < some; ++i) out[e + i] += total[i];
+    }
   }
 }
 
@@ -229,10 +266,12 @@ template <class T>
 void weight_units(const WeightJob<T>& job, int64_t begin, int64_t end) {
   using A = Arith<T>;
   const Panel &p = *job.panel, &q = *job.plain;
-  const int64_t size = (p.size() + 15) / 16 * 16;
-  Scratch scratch((size + q.size()) * sizeof(A));
-  A *panel = scratch.at<A>(0), *planes = panel + size;
-  std::memset(static_cast<void*>(panel), 0, (size + q.size()) * sizeof(A));
+  const DotGeometry& d = job.geometry;
+  const bool direct = std::is_same_v<T, A> && q.lanes == 1 && d.tail == 16;  // the output gradient needs no copy
+  const int64_t size = (p.size() + 15) / 16 * 16, all = size + (direct ? 0 : q.size());
+  Scratch scratch(all * sizeof(A));
+  A *panel = scratch.at<A>(0), *copy = panel + size;
+  std::memset(static_cast<void*>(panel), 0, all * sizeof(A));
   std::vector<int64_t> next;
   for (int64_t unit = begin; unit < end;) {
     const int64_t chunk = unit / job.blocks, block = unit % job.blocks, blocks = std::min(job.blocks - block, end - unit);
@@ -241,7 +280,8 @@ void weight_units(const WeightJob<T>& job, int64_t begin, int64_t end) {
     for (int64_t image = chunk * job.chunk; image < std::min(job.images, (chunk + 1) * job.chunk); image += p.lanes) {
       const int64_t images = std::min(p.lanes, job.images - image);
       fill_panel(p, job.x + image * job.x_image, job.x_image, images, panel);
-      fill_panel(q, job.grad_y + image * job.grad_image, job.grad_image, images, planes);
+      const A* planes = direct ? reinterpret_cast<const A*>(job.grad_y + image * job.grad_image) : copy;
+      if (!direct) fill_panel(q, job.grad_y + image * job.grad_image, job.grad_image, images, copy);
       next.assign(job.begin + first, job.begin + last);
       // Channels that fit into half of L2 at a time; the last time takes what is left.
       for (int64_t limit = job.reach; first < last; limit += job.reach) {
@@ -251,7 +291,7 @@ void weight_units(const WeightJob<T>& job, int64_t begin, int64_t end) {
           int64_t to = job.begin[o + 1];
           if (!final)
             for (to = from; to < job.begin[o + 1] && job.taps[to].at < limit;) ++to;
-          dots(job.geometry, job.taps + from, to - from, panel, planes + o * q.channel, out + from);
+          dots(d, job.taps + from, to - from, panel, planes + o * q.channel, out + from);
           next[o - first] = to;
         }
         if (final) break;

@@ -142,8 +142,10 @@ def _dense_weight(crow, col, val, channels, kernel_size, groups) -> Tensor:
 
 @reference("sparse_conv2d")
 def sparse_conv2d_reference(x, crow, col, val, bias, kernel_size, *, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1) -> Tensor:
-    _check_forward(x, crow, col, val, bias, kernel_size, stride, padding, dilation, groups)
+    size = _check_forward(x, crow, col, val, bias, kernel_size, stride, padding, dilation, groups)
     weight = _dense_weight(crow, col, val, x.shape[1], kernel_size, groups)
+    if weight.numel() == 0:                                     # torch's convolution of no channels has no outputs
+        return x.new_zeros(size) + (0 if bias is None else bias.view(-1, 1, 1))
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups).contiguous()
 
 
@@ -152,6 +154,8 @@ def sparse_conv2d_input_grad_reference(grad_y, crow, col, val, input_size, kerne
                                        groups=1) -> Tensor:
     _check_input_grad(grad_y, crow, col, val, input_size, kernel_size, stride, padding, dilation, groups)
     weight = _dense_weight(crow, col, val, input_size[1], kernel_size, groups)
+    if weight.numel() == 0:
+        return grad_y.new_zeros(input_size)
     return torch.nn.grad.conv2d_input(input_size, weight, grad_y, stride, padding, dilation, groups).contiguous()
 
 
@@ -160,6 +164,8 @@ def sparse_conv2d_weight_grad_reference(x, grad_y, crow, col, kernel_size, *, st
                                         groups=1) -> Tensor:
     _check_weight_grad(x, grad_y, crow, col, kernel_size, stride, padding, dilation, groups)
     shape = (grad_y.shape[1], x.shape[1] // groups, *kernel_size)
+    if col.numel() == 0:
+        return x.new_zeros(0)
     dense = torch.nn.grad.conv2d_weight(x, shape, grad_y, stride, padding, dilation, groups)
     return dense.flatten(1)[_row_of(crow, col.numel()), col.long()]
 

@@ -1,0 +1,106 @@
+"""The sparse convolution beside oneDNN's dense one and SparseProp: forward and backward of one layer, gradients for input and weight."""
+import ctypes
+import importlib
+import platform
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sparsekern import ops
+from sparsekern.testing import assert_close, random_csr
+
+SHAPES = [(64, 64, 32, 3), (128, 128, 16, 3), (256, 256, 8, 3)]
+SPARSITIES = [0.8, 0.85, 0.9, 0.95, 0.98]
+BATCH = 128
+
+
+@pytest.fixture(scope="module", autouse=True)
+def keep_freed_memory():
+    """Outputs reuse memory, as in a training loop; else glibc gives 32 MB back each round and page faults are all one sees."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        trim, mmap = -1, -3                             # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+        libc.mallopt(trim, 2**31 - 1)
+        libc.mallopt(mmap, 2**30)
+
+
+def sparseprop():
+    """SparseProp's module for sparse layers, or None where it is not installed (pip install sparseprop; it compiles its own kernels)."""
+    try:
+        return importlib.import_module("sparseprop.modules")
+    except Exception:                                   # it also fails where its compiled part was built for another torch
+        return None
+
+
+class Layer:
+    """One convolution with a sparse weight, its data, and the dense twin."""
+
+    def __init__(self, channels, outputs, size, kernel, sparsity, batch=BATCH):
+        self.kernel, self.padding = kernel, kernel // 2
+        self.crow, self.col, self.val = random_csr(outputs, channels * kernel * kernel, sparsity)
+        self.val.requires_grad_()
+        self.x = torch.randn(batch, channels, size, size, requires_grad=True)
+        self.grad = torch.randn(batch, outputs, size, size)
+        rows = torch.repeat_interleave(torch.arange(outputs), self.crow.diff())
+        self.weight = torch.zeros(outputs, channels * kernel * kernel).index_put_((rows, self.col.long()), self.val.detach())
+        self.weight = self.weight.view(outputs, channels, kernel, kernel).requires_grad_()
+
+    def sparse(self):
+        y = ops.sparse_conv2d(self.x, self.crow, self.col, self.val, None, self.kernel, padding=self.padding)
+        return torch.autograd.grad(y, (self.x, self.val), self.grad)
+
+    def dense(self):
+        y = F.conv2d(self.x, self.weight, padding=self.padding)
+        return torch.autograd.grad(y, (self.x, self.weight), self.grad)
+
+    def peer(self, module, over_batch):
+        conv = torch.nn.Conv2d(self.x.shape[1], self.grad.shape[1], self.kernel, padding=self.padding, bias=False)
+        conv.weight = torch.nn.Parameter(self.weight.detach().clone())
+        layer = module.SparseConv2d.from_dense(conv, vectorizing_over_on=over_batch)
+
+        def run():
+            self.x.grad = None
+            layer(self.x).backward(self.grad)
+            return self.x.grad
+        return run
+
+    def verify(self):
+        (dx, dval), (want_dx, dense_dw) = self.sparse(), self.dense()
+        assert_close(dx, want_dx, reduction=dense_dw[0].numel())
+        rows = torch.repeat_interleave(torch.arange(len(self.crow) - 1), self.crow.diff())
+        assert_close(dval, dense_dw.flatten(1)[rows, self.col.long()], reduction=self.grad[:, 0].numel())
+
+
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def bench_training(race, shape, sparsity):
+    layer, module = Layer(*shape, sparsity), sparseprop()
+    contenders = {"sparsekern": layer.sparse, "dense F.conv2d (oneDNN)": layer.dense}
+    targets = [("sparsekern", ">=", 1.0, "dense F.conv2d (oneDNN)")] if sparsity >= 0.85 else []
+    if module is not None:
+        for name, over_batch in (("SparseProp, over the batch", True), ("SparseProp, over the image", False)):
+            run = layer.peer(module, over_batch)
+            try:
+                assert_close(run(), layer.dense()[0], reduction=shape[1] * 9)
+            except AssertionError:
+                continue                                # a wrong gradient is not a contender
+            contenders[name] = run
+            targets.append(("sparsekern", ">=", 2.0, name))     # against the better of the two means against both
+
+    def notes(medians):
+        rate = 6 * len(layer.val) * layer.grad[:, 0].numel() / medians["sparsekern"] / 1e9
+        return [f"{rate:.0f} GFLOP/s in forward and backward"] + ([] if module else ["SparseProp: skipped, it does not import here"])
+
+    channels, outputs, size, kernel = shape
+    race("sparse_conv2d", f"{channels} -> {outputs}, {size}x{size}, {kernel}x{kernel}, batch {BATCH}, {sparsity:.0%} sparse, forward and backward",
+         contenders, check={"sparsekern": layer.verify}, targets=targets, notes=notes, budget_s=12.0)
+
+
+@pytest.mark.parametrize("sparsity", [0.9, 0.95])
+@pytest.mark.parametrize("batch", [1, 16])
+def bench_small_batches(race, batch, sparsity):
+    """Few images: the vectors run over columns there."""
+    layer = Layer(128, 128, 16, 3, sparsity, batch)
+    race("sparse_conv2d", f"128 -> 128, 16x16, 3x3, batch {batch}, {sparsity:.0%} sparse, forward and backward",
+         {"sparsekern": layer.sparse, "dense F.conv2d (oneDNN)": layer.dense}, check={"sparsekern": layer.verify})
