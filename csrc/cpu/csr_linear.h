@@ -3,9 +3,10 @@
 // the panel's vectors, then over lanes 8, 4, 2 and 1 apart, then over panels in order.
 #include "cpu/csr_spmm.h"
 
+// One nonzero: adds to the chain of dx and returns the products of dval, still in lanes.
 template <int V, bool need_x, bool need_val, class P>
-SK_INLINE void sweep_nonzero(const P* dy, ArithOf<P> weight, const Vec<ArithOf<P>> (&x)[V], Vec<ArithOf<P>> (&sum)[V], ArithOf<P>* dot) {
-  Vec<ArithOf<P>> d[V];
+SK_INLINE Vec<ArithOf<P>> sweep_nonzero(const P* dy, ArithOf<P> weight, const Vec<ArithOf<P>> (&x)[V], Vec<ArithOf<P>> (&sum)[V]) {
+  Vec<ArithOf<P>> d[V], product = splat(ArithOf<P>(0));
   load_row(dy, d);
   if constexpr (need_x) {
     const Vec<ArithOf<P>> w = splat(weight);
@@ -13,11 +14,11 @@ SK_INLINE void sweep_nonzero(const P* dy, ArithOf<P> weight, const Vec<ArithOf<P
     for (int v = 0; v < V; ++v) sum[v] = fused(w, d[v], sum[v]);
   }
   if constexpr (need_val) {
-    Vec<ArithOf<P>> product = x[0] * d[0];
+    product = x[0] * d[0];
 #pragma GCC unroll 4
     for (int v = 1; v < V; ++v) product = fused(x[v], d[v], product);
-    store(dot, product);
   }
+  return product;
 }
 
 // One column: `x` and `dx` are rows of 16 V numbers; dval is set by the first panel and added to by the others.
@@ -26,41 +27,45 @@ SK_INLINE void sweep_column(const int32_t* row, const ArithOf<P>* val, ArithOf<P
                             ArithOf<P>* dx, bool first) {
   using A = ArithOf<P>;
   constexpr int64_t stride = panel_row<P>(V);
-  Vec<A> held[V], c0[V], c1[V], c2[V], c3[V];
+  Vec<A> held[V], chain[4][V];
 #pragma GCC unroll 4
   for (int v = 0; v < V; ++v) {
     held[v] = load(x + 16 * v);
-    c0[v] = c1[v] = c2[v] = c3[v] = splat(A(0));
+    chain[0][v] = chain[1][v] = chain[2][v] = chain[3][v] = splat(A(0));
   }
-  alignas(64) A dots[16 * 16];
-  for (int64_t e = 0; e < count; e += 16) {
-    const int some = static_cast<int>(std::min<int64_t>(16, count - e));
-    int k = 0;
-    for (; k + 4 <= some; k += 4) {
-      const int32_t* r = row + e + k;
-      const A* w = val + e + k;
-      sweep_nonzero<V, need_x, need_val>(panel + r[0] * stride, w[0], held, c0, dots + 16 * k);
-      sweep_nonzero<V, need_x, need_val>(panel + r[1] * stride, w[1], held, c1, dots + 16 * k + 16);
-      sweep_nonzero<V, need_x, need_val>(panel + r[2] * stride, w[2], held, c2, dots + 16 * k + 32);
-      sweep_nonzero<V, need_x, need_val>(panel + r[3] * stride, w[3], held, c3, dots + 16 * k + 48);
+  int64_t e = 0;
+  for (; e + 16 <= count; e += 16) {
+    const auto sixteen = [&]<size_t... k>(std::index_sequence<k...>) {
+      const Vec<A> products[16] = {
+          sweep_nonzero<V, need_x, need_val>(panel + row[e + k] * stride, need_x ? val[e + k] : A(0), held, chain[k % 4])...};
+      if constexpr (need_val) {
+        const Vec<A> sums = sums_of_rows(products);
+        store(dval + e, first ? sums : load(dval + e) + sums);
+      }
+    };
+    sixteen(std::make_index_sequence<16>());
+  }
+  if (e < count) {
+    Vec<A> products[16];
+    for (auto& each : products) each = splat(A(0));
+    const int some = static_cast<int>(count - e);
+    auto one = [&](int k, Vec<A>(&sum)[V]) {
+      if (k < some) products[k] = sweep_nonzero<V, need_x, need_val>(panel + row[e + k] * stride, need_x ? val[e + k] : A(0), held, sum);
+    };
+    for (int k = 0; k < some; k += 4) {
+      one(k, chain[0]);
+      one(k + 1, chain[1]);
+      one(k + 2, chain[2]);
+      one(k + 3, chain[3]);
     }
-    const int32_t* r = row + e + k;
-    const A* w = val + e + k;
-    if (k < some) sweep_nonzero<V, need_x, need_val>(panel + r[0] * stride, w[0], held, c0, dots + 16 * k);
-    if (k + 1 < some) sweep_nonzero<V, need_x, need_val>(panel + r[1] * stride, w[1], held, c1, dots + 16 * k + 16);
-    if (k + 2 < some) sweep_nonzero<V, need_x, need_val>(panel + r[2] * stride, w[2], held, c2, dots + 16 * k + 32);
     if constexpr (need_val) {
-      for (int z = some; z < 16; ++z) store(dots + 16 * z, splat(A(0)));
-      Vec<A> products[16];
-#pragma GCC unroll 16
-      for (int z = 0; z < 16; ++z) products[z] = load(dots + 16 * z);
       const Vec<A> sums = sums_of_rows(products);
       store_some(dval + e, first ? sums : load_some(dval + e, some) + sums, some);
     }
   }
   if constexpr (need_x) {
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) store(dx + 16 * v, (c0[v] + c1[v]) + (c2[v] + c3[v]));
+    for (int v = 0; v < V; ++v) store(dx + 16 * v, (chain[0][v] + chain[1][v]) + (chain[2][v] + chain[3][v]));
   }
 }
 
@@ -90,21 +95,10 @@ void backward_piece(const LinearBackward<T>& s, int vectors, int64_t j, int64_t 
   if constexpr (std::is_same_v<T, double>) {
     sweep_panel<T, 1, need_x, need_val>(s, j, from, to, val, dval, panel);
   } else {
-    if constexpr (std::is_same_v<T, c10::BFloat16>) {
-      if (vectors == 4) return sweep_panel<T, 4, need_x, need_val>(s, j, from, to, val, dval, panel);
-    } else {
+    if constexpr (!std::is_same_v<T, c10::BFloat16>)
       if (vectors == 1) return sweep_panel<T, 1, need_x, need_val>(s, j, from, to, val, dval, panel);
-    }
     sweep_panel<T, 2, need_x, need_val>(s, j, from, to, val, dval, panel);
   }
-}
-
-template <class N, class A>
-void gather_values(const N* val, const int32_t* perm, int64_t count, A* to) {
-  int64_t e = 0;
-  if constexpr (std::is_same_v<N, A>)
-    for (; e + 16 <= count; e += 16) store(to + e, gather(val, perm + e));
-  for (; e < count; ++e) to[e] = static_cast<A>(val[perm[e]]);
 }
 
 // Sums over the batch of 16 outputs from column r, in runs of 256 entries.

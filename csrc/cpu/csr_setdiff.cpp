@@ -34,9 +34,10 @@ Buckets by_row(const char* op, const int32_t* rows, const int32_t* cols, int64_t
   at::parallel_for(0, shares, 1, [&](int64_t from, int64_t to) {
     for (int64_t s = from; s < to; ++s) {
       uint32_t* here = next.data() + s * p.rows;
-      for (int64_t i = count * s / shares; i < count * (s + 1) / shares; ++i) {
+      const int64_t end = count * (s + 1) / shares, high = p.rows, wide = p.cols;  // stores to `here` could change all but locals
+      for (int64_t i = count * s / shares; i < end; ++i) {
         if ((rows[i] | cols[i]) < 0) continue;
-        if (rows[i] < p.rows && cols[i] < p.cols) {
+        if (rows[i] < high && cols[i] < wide) {
           ++here[rows[i]];
         } else {
           int64_t before = outside.load();
@@ -65,8 +66,10 @@ Buckets by_row(const char* op, const int32_t* rows, const int32_t* cols, int64_t
   at::parallel_for(0, shares, 1, [&](int64_t from, int64_t to) {
     for (int64_t s = from; s < to; ++s) {
       uint32_t* here = next.data() + s * p.rows;
-      for (int64_t i = count * s / shares; i < count * (s + 1) / shares; ++i)
-        if ((rows[i] | cols[i]) >= 0) b.columns[here[rows[i]]++] = cols[i];
+      int32_t* columns = b.columns.get();
+      const int64_t end = count * (s + 1) / shares;
+      for (int64_t i = count * s / shares; i < end; ++i)
+        if ((rows[i] | cols[i]) >= 0) columns[here[rows[i]]++] = cols[i];
     }
   });
   return b;
