@@ -142,8 +142,8 @@ class GSE(Dynamic):
         samples = {index: sample for index, sample in self._samples.items() if grads[index] is not None and sample.fresh is not None}
         unseen = [layer.name for index, layer in enumerate(self.layers) if grads[index] is not None and index not in samples]
         if unseen:
-            raise ValueError(f"GSE: event at step {self.steps}: the forward pass of {', '.join(unseen)} was not seen. Hooks do not reach into "
-                             f"compiled graphs: call the model without torch.compile in steps for which `collecting(step)` is true")
+            raise ValueError(f"GSE: event at step {self.steps}: the forward pass of {', '.join(unseen)} was not seen by its hook, as in a model "
+                             f"compiled before it was made sparse; compile it afterwards")
         self._ranks.mean_([tensor for sample in samples.values() for tensor in (sample.grads, sample.fresh)])
         if not all(bool(sample.grads.isfinite().all()) for sample in samples.values()):
             self._samples.clear()

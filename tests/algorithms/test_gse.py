@@ -402,13 +402,33 @@ def test_masks_cannot_be_given_to_sparse_layers_and_rigl_is_masked_only():
         make("rigl", storage="csr")
 
 
-def test_a_compiled_forward_that_hides_its_layers_is_named():
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_a_compiled_model_leaves_its_graph_in_the_steps_of_events_only():
+    runs, graphs, counts = [], [], []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+    for compiled in (False, True):
+        net, opt, sparsifier = make_gse(distribution="grabo", dtype=torch.float64)
+        model = torch.compile(net, backend=backend) if compiled else net
+        for step in range(14):
+            backward(model, step)
+            sparsifier.step()
+            opt.zero_grad()
+            counts.append(len(graphs))
+        runs.append((places(sparsifier), values(sparsifier)))
+    assert all(torch.equal(a, b) for kind in (0, 1) for a, b in zip(runs[0][kind], runs[1][kind]))
+    assert counts[14:18] == [1] * 4 and counts[18] > 1 and counts[19:] == [counts[18]] * 9
+
+
+def test_a_forward_that_no_hook_saw_is_named():
     net, _, sparsifier = make_gse()
     train(net, sparsifier, range(4))
     for tap in sparsifier._taps:
         tap.open = False
     backward(net, 4)
-    with pytest.raises(ValueError, match="the forward pass of 0.weight, 3.weight, 6.weight, 11.weight was not seen"):
+    with pytest.raises(ValueError, match="the forward pass of 0.weight, 3.weight, 6.weight, 11.weight was not seen by its hook"):
         sparsifier.step()
 
 
