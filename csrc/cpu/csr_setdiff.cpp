@@ -17,9 +17,9 @@ namespace sparsekern {
 namespace {
 
 constexpr const char* kOp = "csr_setdiff";
-constexpr int64_t kShare = 1 << 15;     // pairs below which another thread does not pay
+constexpr int64_t kShare = 1 << 16;     // pairs below which another thread does not pay
 constexpr int64_t kWidest = 1 << 24;    // columns that a thread's map of marks may span
-constexpr int64_t kRowGrain = 1 << 14;  // samples and active entries of the rows that one thread takes at a time
+constexpr int64_t kRowGrain = 1 << 16;  // samples and active entries of the rows that one thread takes at a time
 
 // Columns grouped by row: those of row r are columns[start[r]] to columns[start[r + 1] - 1], in any order.
 struct Buckets {
