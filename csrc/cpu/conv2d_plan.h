@@ -21,7 +21,7 @@ struct ConvShape {
   int64_t images = 0, groups = 1;
   int64_t channels = 0, outputs = 0;  // planes of x and of y
   int64_t in[2] = {}, out[2] = {};    // rows and columns of x and of y
-  std::array<int64_t, 4> y = {};               // the shape of y before rows are joined
+  std::array<int64_t, 4> y = {};      // the shape of y before rows are joined
   int64_t kernel[2] = {}, stride[2] = {}, padding[2] = {}, dilation[2] = {};
 };
 
@@ -84,9 +84,10 @@ struct ProductJob {
 };
 
 struct DotGeometry {
-  int64_t row = 0;                // of the panel
-  int64_t rows = 0, vectors = 0;  // of a plane of the output gradient
-  int tail = 16;                  // lanes in use in the last vector of a row
+  int64_t row = 0;                           // of the panel
+  int64_t rows = 0, vectors = 0;             // of a plane of the output gradient
+  int tail = 16;                             // lanes in use in the last vector of a row
+  int64_t panel_image = 0, plane_image = 0;  // from one panel of a group to the next
 };
 
 // What the dot products of a call share. Units of work are blocks of output planes of one chunk of images.
@@ -100,16 +101,19 @@ struct WeightJob {
   double* partial = nullptr;  // [chunks, nnz]
   DotGeometry geometry;
   int64_t outputs = 0, block = 0, blocks = 0;
-  int64_t chunk = 0;  // images
-  int64_t reach = 0;  // elements of the panel worked at a time
+  bool direct = false;  // grad_y is read where it lies
+  int64_t group = 1;    // panels summed before their lanes are
+  int64_t chunk = 0;    // images
+  int64_t reach = 0;    // elements of the panel worked at a time
 };
 
 Axis forward_axis(const ConvShape& shape, int axis);
 Axis input_grad_axis(const ConvShape& shape, int axis);
 
-// 16 images at once, or one: what wastes fewer lanes at rows of `width` outputs. A rule of the shape alone, so that
-// results do not depend on the machine's mood.
-int64_t lanes_for(int64_t images, int64_t width);
+// 16 images at once, or one: what wastes fewer lanes at rows of `width` outputs, where an image has `elements`. A rule of the
+// shape alone, fitted to measurements, so that results do not depend on the machine's mood: both ways run at 75 to 105 GFLOP/s
+// a core when no lane is wasted, and sixteen images cost a transpose on the way in and out.
+int64_t lanes_for(int64_t images, int64_t width, int64_t elements);
 
 Panel make_panel(const char* op, const Axis& rows, const Axis& columns, int64_t channels, int64_t lanes);
 Panel plain_panel(const char* op, int64_t rows, int64_t columns, int64_t channels, int64_t lanes);  // rows filled up to whole vectors
