@@ -19,6 +19,7 @@ Axis forward_axis(const ConvShape& shape, int axis) {
     a.tap.push_back(slot * reach + t * dilation / stride);
   }
   a.phase.assign(taps, 0);
+  a.step = stride;
   a.length = static_cast<int64_t>(remainders.size()) * reach;
   for (int64_t i = 0; i < shape.in[axis]; ++i) {
     const int64_t slot = slot_of(i + padding), place = (i + padding) / stride;
@@ -59,13 +60,15 @@ int64_t lanes_for(int64_t images, int64_t width, int64_t elements) {
 
 namespace {
 
-void find_runs(Panel& p) {
-  for (int64_t i = 0; i < p.positions; ++i) {
-    if (p.place[i] < 0) continue;
-    if (!p.runs.empty() && p.runs.back().from + p.runs.back().count == i && p.runs.back().to + p.runs.back().count == p.place[i])
-      ++p.runs.back().count;
-    else p.runs.push_back({static_cast<int32_t>(i), p.place[i], 1});
-  }
+void find_runs(Panel& p, int64_t width) {
+  for (int64_t row = 0; row < p.positions; row += width)
+    for (int64_t first = row; first < std::min(row + p.step, row + width); ++first)
+      for (int64_t i = first; i < row + width; i += p.step) {
+        if (p.place[i] < 0) continue;
+        if (!p.runs.empty() && p.runs.back().from + p.runs.back().count * p.step == i && p.runs.back().to + p.runs.back().count == p.place[i])
+          ++p.runs.back().count;
+        else p.runs.push_back({static_cast<int32_t>(i), p.place[i], 1});
+      }
 }
 
 }  // namespace
@@ -83,7 +86,8 @@ Panel make_panel(const char* op, const Axis& rows, const Axis& columns, int64_t 
   p.place.reserve(p.positions);
   for (const int64_t r : rows.place)
     for (const int64_t c : columns.place) p.place.push_back(r < 0 || c < 0 ? -1 : static_cast<int32_t>(r * p.row + c * lanes));
-  if (lanes == 1) find_runs(p);
+  p.step = columns.step;
+  if (lanes == 1) find_runs(p, static_cast<int64_t>(columns.place.size()));
   return p;
 }
 

@@ -31,10 +31,11 @@ struct Axis {
   std::vector<int64_t> place;       // [positions]: place of each position that comes in, or -1
   std::vector<int64_t> tap, phase;  // [kernel]: place a tap reads for output 0 of its phase; the phase it belongs to, or -1: none
   std::vector<int64_t> steps;       // [phases]: outputs of each phase
+  int64_t step = 1;                 // positions from one place of a run to the next
   int64_t between = 1;              // outputs from one of a phase to the next
 };
 
-// Places one after the other in the plane and in the panel.
+// Places one after the other in the panel, `step` apart in the plane.
 struct Run {
   int32_t from, to, count;
 };
@@ -45,6 +46,7 @@ struct Panel {
   int64_t channels = 0, positions = 0;                      // of the tensor that comes in
   std::vector<int32_t> place;                               // [positions], -1: not needed
   std::vector<Run> runs;                                    // the same, where lanes = 1
+  int64_t step = 1;                                         // of the runs
   int64_t size() const { return channels * channel + 16; }  // 16: the last row may be read past its end
 };
 

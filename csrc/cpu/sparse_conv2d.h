@@ -13,15 +13,20 @@ template <class T>
 void fill_panel(const Panel& p, const T* from, int64_t image, int64_t images, Arith<T>* panel) {
   using A = Arith<T>;
   if (p.lanes == 1) {
+    const int32_t step = static_cast<int32_t>(p.step);
+    int32_t index[16];
+    for (int k = 0; k < 16; ++k) index[k] = static_cast<int32_t>(std::min<int64_t>(k * p.step, p.positions));
     for (int64_t c = 0; c < p.channels; ++c, from += p.positions, panel += p.channel) {
       for (const Run& run : p.runs) {
         const T* read = from + run.from;
         A* write = panel + run.to;
         int32_t i = 0;
-        for (; i + 16 <= run.count; i += 16) store(write + i, load(read + i));
-        if (i < run.count && i > 0) store(write + run.count - 16, load(read + run.count - 16));
-        else
-          for (; i < run.count; ++i) write[i] = static_cast<A>(read[i]);
+        for (; i + 16 <= run.count; i += 16) store(write + i, step == 1 ? load(read + i) : gather(read + i * step, index));
+        if (step == 1 && i < run.count && i > 0) {  // the last vector may overlap the one before
+          store(write + run.count - 16, load(read + run.count - 16));
+        } else {
+          for (; i < run.count; ++i) write[i] = static_cast<A>(read[i * step]);
+        }
       }
     }
     return;
