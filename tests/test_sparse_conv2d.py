@@ -32,6 +32,9 @@ SHAPES = [
     (5, 4, 3, 6, 6, (6, 6), {}),
     (18, 3, 40, 5, 5, (1, 1), {}),
     (2, 2, 2, 1, 1, (1, 1), {"stride": [7, 7], "padding": [3, 3]}),
+    (3, 2, 2, 3, 4, (2, 2), {"stride": [2**30, 2**31 - 1]}),
+    (2, 3, 20, 6, 16, (1, 1), {}),
+    (12, 3, 4, 3, 14, (3, 3), {"padding": [1, 1]}),
     (0, 3, 4, 6, 6, (3, 3), {}),
     (4, 0, 2, 6, 6, (3, 3), {}),
     (4, 3, 0, 6, 6, (3, 3), {}),
@@ -296,6 +299,10 @@ HOSTILE = [
     ({"crow": torch.tensor([0, 3, 2], dtype=torch.int32)}, "crow: expected row pointers that never fall"),
     ({"crow": torch.tensor([0, 1, 3], dtype=torch.int32)}, "crow: expected the last row pointer"),
     ({"crow": torch.tensor([1, 1, 2], dtype=torch.int32)}, "crow: expected to start at 0"),
+    ({"dilation": [2**62, 1]}, "dilation: expected two numbers below 2.31"),
+    ({"stride": [1, 2**40]}, "stride: expected two numbers below 2.31"),
+    ({"kernel_size": [2**31 - 1, 2**31 - 1], "padding": [2**30, 2**30]}, "kernel_size: expected less than 2.31 weights"),
+    ({"padding": [2**30, 0], "x": torch.ones(0, 1, 5, 5), "kernel_size": [1, 3], "stride": [2**31 - 1, 1]}, "col: expected columns"),
 ]
 
 
@@ -312,7 +319,7 @@ def test_misuse(name, changes, error, words):
 
 
 @pytest.mark.parametrize("changes, words", HOSTILE, ids=[str(m[1]) for m in HOSTILE])
-def test_malformed_patterns_raise(changes, words):
+def test_hostile_patterns_and_geometries_raise(changes, words):
     if not native.available:
         pytest.skip(f"compiled kernels are {native.reason}")
     with pytest.raises(ValueError, match=words):

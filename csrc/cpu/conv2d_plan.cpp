@@ -4,7 +4,6 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
-#include <limits>
 
 namespace sparsekern {
 
@@ -20,6 +19,7 @@ Axis forward_axis(const ConvShape& shape, int axis) {
     a.tap.push_back(slot * reach + t * dilation / stride);
   }
   a.phase.assign(taps, 0);
+  a.step = stride;
   a.length = static_cast<int64_t>(remainders.size()) * reach;
   for (int64_t i = 0; i < shape.in[axis]; ++i) {
     const int64_t slot = slot_of(i + padding), place = (i + padding) / stride;
@@ -52,25 +52,23 @@ Axis input_grad_axis(const ConvShape& shape, int axis) {
   return a;
 }
 
-int64_t lanes_for(int64_t images, int64_t width) {
+int64_t lanes_for(int64_t images, int64_t width, int64_t elements) {
+  constexpr int64_t kMost = int64_t{1} << 22;  // of a panel: more would come from memory, not from a cache
   const auto waste = [](int64_t n) { return static_cast<double>((n + 15) / 16 * 16) / static_cast<double>(std::max<int64_t>(n, 1)); };
-  return waste(images) * 1.2 < waste(width) ? 16 : 1;
+  return elements <= kMost / 16 && waste(images) * 1.2 < waste(width) ? 16 : 1;
 }
 
 namespace {
 
-void check_size(const char* op, const Panel& p) {
-  TORCH_CHECK_VALUE(p.size() <= std::numeric_limits<int32_t>::max(), op, ": x: expected images of at most 2^31 padded elements, got ", p.size(),
-                    " elements in a block of ", p.lanes);
-}
-
-void find_runs(Panel& p) {
-  for (int64_t i = 0; i < p.positions; ++i) {
-    if (p.place[i] < 0) continue;
-    if (!p.runs.empty() && p.runs.back().from + p.runs.back().count == i && p.runs.back().to + p.runs.back().count == p.place[i])
-      ++p.runs.back().count;
-    else p.runs.push_back({static_cast<int32_t>(i), p.place[i], 1});
-  }
+void find_runs(Panel& p, int64_t width) {
+  for (int64_t row = 0; row < p.positions; row += width)
+    for (int64_t first = row; first < std::min(row + p.step, row + width); ++first)
+      for (int64_t i = first; i < row + width; i += p.step) {
+        if (p.place[i] < 0) continue;
+        if (!p.runs.empty() && p.runs.back().from + p.runs.back().count * p.step == i && p.runs.back().to + p.runs.back().count == p.place[i])
+          ++p.runs.back().count;
+        else p.runs.push_back({static_cast<int32_t>(i), p.place[i], 1});
+      }
 }
 
 }  // namespace
@@ -78,15 +76,18 @@ void find_runs(Panel& p) {
 Panel make_panel(const char* op, const Axis& rows, const Axis& columns, int64_t channels, int64_t lanes) {
   Panel p;
   p.lanes = lanes;
-  p.row = columns.length * lanes;
-  p.channel = rows.length * p.row;
+  // A kernel of one column reads whole lines if rows begin on one.
+  p.row = lanes == 1 && columns.tap.size() == 1 ? (columns.length + 15) / 16 * 16 : columns.length * lanes;
   p.channels = channels;
   p.positions = static_cast<int64_t>(rows.place.size() * columns.place.size());
-  check_size(op, p);
+  const double most = std::max(static_cast<double>(rows.length) * p.row * channels, static_cast<double>(p.positions));
+  TORCH_CHECK_VALUE(most < (int64_t{1} << 31) - 64, op, ": x: expected images of less than 2^31 elements with their padding, got ", most);
+  p.channel = rows.length * p.row;
   p.place.reserve(p.positions);
   for (const int64_t r : rows.place)
     for (const int64_t c : columns.place) p.place.push_back(r < 0 || c < 0 ? -1 : static_cast<int32_t>(r * p.row + c * lanes));
-  if (lanes == 1) find_runs(p);
+  p.step = columns.step;
+  if (lanes == 1) find_runs(p, static_cast<int64_t>(columns.place.size()));
   return p;
 }
 

@@ -21,7 +21,7 @@ struct ConvShape {
   int64_t images = 0, groups = 1;
   int64_t channels = 0, outputs = 0;  // planes of x and of y
   int64_t in[2] = {}, out[2] = {};    // rows and columns of x and of y
-  std::array<int64_t, 4> y = {};               // the shape of y before rows are joined
+  std::array<int64_t, 4> y = {};      // the shape of y before rows are joined
   int64_t kernel[2] = {}, stride[2] = {}, padding[2] = {}, dilation[2] = {};
 };
 
@@ -31,10 +31,11 @@ struct Axis {
   std::vector<int64_t> place;       // [positions]: place of each position that comes in, or -1
   std::vector<int64_t> tap, phase;  // [kernel]: place a tap reads for output 0 of its phase; the phase it belongs to, or -1: none
   std::vector<int64_t> steps;       // [phases]: outputs of each phase
+  int64_t step = 1;                 // positions from one place of a run to the next
   int64_t between = 1;              // outputs from one of a phase to the next
 };
 
-// Places one after the other in the plane and in the panel.
+// Places one after the other in the panel, `step` apart in the plane.
 struct Run {
   int32_t from, to, count;
 };
@@ -45,6 +46,7 @@ struct Panel {
   int64_t channels = 0, positions = 0;                      // of the tensor that comes in
   std::vector<int32_t> place;                               // [positions], -1: not needed
   std::vector<Run> runs;                                    // the same, where lanes = 1
+  int64_t step = 1;                                         // of the runs
   int64_t size() const { return channels * channel + 16; }  // 16: the last row may be read past its end
 };
 
@@ -84,9 +86,10 @@ struct ProductJob {
 };
 
 struct DotGeometry {
-  int64_t row = 0;                // of the panel
-  int64_t rows = 0, vectors = 0;  // of a plane of the output gradient
-  int tail = 16;                  // lanes in use in the last vector of a row
+  int64_t row = 0;                           // of the panel
+  int64_t rows = 0, vectors = 0;             // of a plane of the output gradient
+  int tail = 16;                             // lanes in use in the last vector of a row
+  int64_t panel_image = 0, plane_image = 0;  // from one panel of a group to the next
 };
 
 // What the dot products of a call share. Units of work are blocks of output planes of one chunk of images.
@@ -100,16 +103,19 @@ struct WeightJob {
   double* partial = nullptr;  // [chunks, nnz]
   DotGeometry geometry;
   int64_t outputs = 0, block = 0, blocks = 0;
-  int64_t chunk = 0;  // images
-  int64_t reach = 0;  // elements of the panel worked at a time
+  bool direct = false;  // grad_y is read where it lies
+  int64_t group = 1;    // panels summed before their lanes are
+  int64_t chunk = 0;    // images
+  int64_t reach = 0;    // elements of the panel worked at a time
 };
 
 Axis forward_axis(const ConvShape& shape, int axis);
 Axis input_grad_axis(const ConvShape& shape, int axis);
 
-// 16 images at once, or one: what wastes fewer lanes at rows of `width` outputs. A rule of the shape alone, so that
-// results do not depend on the machine's mood.
-int64_t lanes_for(int64_t images, int64_t width);
+// 16 images at once, or one: what wastes fewer lanes at rows of `width` outputs, where an image has `elements`. A rule of the
+// shape alone, fitted to measurements, so that results do not depend on the machine's mood: both ways run at 75 to 105 GFLOP/s
+// a core when no lane is wasted, and sixteen images cost a transpose on the way in and out.
+int64_t lanes_for(int64_t images, int64_t width, int64_t elements);
 
 Panel make_panel(const char* op, const Axis& rows, const Axis& columns, int64_t channels, int64_t lanes);
 Panel plain_panel(const char* op, int64_t rows, int64_t columns, int64_t channels, int64_t lanes);  // rows filled up to whole vectors

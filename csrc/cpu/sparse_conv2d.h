@@ -13,15 +13,20 @@ template <class T>
 void fill_panel(const Panel& p, const T* from, int64_t image, int64_t images, Arith<T>* panel) {
   using A = Arith<T>;
   if (p.lanes == 1) {
+    const int32_t step = static_cast<int32_t>(p.step);
+    int32_t index[16];
+    for (int k = 0; k < 16; ++k) index[k] = static_cast<int32_t>(std::min<int64_t>(k * p.step, p.positions));
     for (int64_t c = 0; c < p.channels; ++c, from += p.positions, panel += p.channel) {
       for (const Run& run : p.runs) {
         const T* read = from + run.from;
         A* write = panel + run.to;
         int32_t i = 0;
-        for (; i + 16 <= run.count; i += 16) store(write + i, load(read + i));
-        if (i < run.count && i > 0) store(write + run.count - 16, load(read + run.count - 16));
-        else
-          for (; i < run.count; ++i) write[i] = static_cast<A>(read[i]);
+        for (; i + 16 <= run.count; i += 16) store(write + i, step == 1 ? load(read + i) : gather(read + i * step, index));
+        if (step == 1 && i < run.count && i > 0) {  // the last vector may overlap the one before
+          store(write + run.count - 16, load(read + run.count - 16));
+        } else {
+          for (; i < run.count; ++i) write[i] = static_cast<A>(read[i * step]);
+        }
       }
     }
     return;
@@ -74,21 +79,17 @@ void product_tile(const Tap<A>* tap, const Tap<A>* end, const A* panel, int64_t 
 template <class A>
 using TileFunction = void (*)(const Tap<A>*, const Tap<A>*, const A*, int64_t, A, A*, int64_t);
 
-template <int R, class A>
+template <int R, int V, class A>
 TileFunction<A> tile_of(int vectors) {
-  if constexpr (R * 8 <= kTileVectors)
-    if (vectors == 8) return &product_tile<R, 8, A>;
-  if constexpr (R * 4 <= kTileVectors)
-    if (vectors == 4) return &product_tile<R, 4, A>;
-  if constexpr (R * 2 <= kTileVectors)
-    if (vectors == 2) return &product_tile<R, 2, A>;
-  return &product_tile<R, 1, A>;
+  if constexpr (V > 1 && R * V > kTileVectors) return tile_of<R, V - 1, A>(vectors);
+  else if constexpr (V > 1) return vectors == V ? &product_tile<R, V, A> : tile_of<R, V - 1, A>(vectors);
+  else return &product_tile<R, 1, A>;
 }
 template <class A>
 TileFunction<A> tile_of(int rows, int vectors) {
   if constexpr (kTileVectors >= 8)
-    if (rows == 8) return tile_of<8, A>(vectors);
-  return rows == 4 ? tile_of<4, A>(vectors) : rows == 2 ? tile_of<2, A>(vectors) : tile_of<1, A>(vectors);
+    if (rows == 8) return tile_of<8, 8, A>(vectors);
+  return rows == 4 ? tile_of<4, 8, A>(vectors) : rows == 2 ? tile_of<2, 8, A>(vectors) : tile_of<1, 8, A>(vectors);
 }
 
 // The largest power of two that is at most both; both are at least 1.
@@ -141,14 +142,16 @@ void product_planes(const ProductJob<T>& job, const Arith<T>* panel, Arith<T>* b
   for (int64_t f = 0; f < phases; ++f) {
     const OutputPhase& phase = job.phases[f];
     const int64_t vectors = p.lanes == 1 ? (phase.columns + 15) / 16 : phase.columns;
-    const int widest = power_of_two_below(vectors, std::min(8, kTileVectors));
-    const int most_rows = std::min(8, std::max(1, (p.lanes == 1 ? std::min(8, kTileVectors) : kTileVectors) / widest));
+    // Rows are cut into tiles of about equal width: a narrow rest would wait for its own sums.
+    constexpr int kWidest = std::min(8, kTileVectors);
+    const int64_t across = (vectors + kWidest - 1) / kWidest;
+    const int widest = static_cast<int>((vectors + across - 1) / across);
+    const int most_rows = power_of_two_below(8, std::max(1, (p.lanes == 1 ? kWidest : kTileVectors) / widest));
     // Whole vectors of single images in the arithmetic's own type need no band.
     const bool direct = std::is_same_v<T, A> && p.lanes == 1 && job.column_step == 1 && phase.columns % 16 == 0;
     const int64_t out_row = direct ? job.row_step * job.out_width : vectors * 16;
     for (int64_t h = 0; h < phase.rows;) {
-      const int64_t stop = std::min(phase.rows, h + std::max<int64_t>(most_rows, job.rows_at_once));
-      const int64_t top = h;
+      const int64_t top = h, stop = std::min(phase.rows, h + std::max<int64_t>(1, job.rows_at_once / most_rows) * most_rows);
       for (int64_t plane = first; plane < last; ++plane) {
         const int64_t list = plane * phases + f;
         const Tap<A>*tap = job.taps + job.begin[list], *end = job.taps + job.begin[list + 1];
@@ -157,8 +160,8 @@ void product_planes(const ProductJob<T>& job, const Arith<T>* panel, Arith<T>* b
         for (h = top; h < stop;) {
           const int rows = power_of_two_below(stop - h, most_rows);
           A* to = direct ? reinterpret_cast<A*>(out + (phase.row + h * job.row_step) * job.out_width + phase.column) : band;
-          for (int64_t v = 0; v < vectors;) {
-            const int wide = power_of_two_below(vectors - v, widest);
+          for (int64_t v = 0, left = across; left > 0; --left) {
+            const int wide = static_cast<int>((vectors - v + left - 1) / left);
             tile_of<A>(rows, wide)(tap, end, panel + h * p.row + v * 16, p.row, bias, to + v * 16, out_row);
             v += wide;
           }
@@ -190,10 +193,9 @@ void product_units(const ProductJob<T>& job, int64_t begin, int64_t end) {
 
 // ---- dot products ----
 
-// sums[k] = lanes of sum_i plane[i] * panel[tap k + i] over a plane of `rows` rows of `vectors` vectors, the last with `tail` lanes.
+// sums[k] = lanes of the dot product of `plane` with the panel at tap k, over all rows of all images.
 template <int E, class A>
-SK_INLINE void dot_planes(const Tap<A>* taps, int count, const A* panel, int64_t row, const A* plane, int64_t rows, int64_t vectors, int tail,
-                          Vec<A>* sums) {
+SK_INLINE void dot_planes(const DotGeometry& d, int64_t images, const Tap<A>* taps, int count, const A* panel, const A* plane, Vec<A>* sums) {
   const A* at[E];
   Vec<A> sum[E];
   A zero = 0;
@@ -204,27 +206,30 @@ SK_INLINE void dot_planes(const Tap<A>* taps, int count, const A* panel, int64_t
     __asm__("" : "+r"(at[k]));  // else the addresses become differences and go through vectors
     sum[k] = splat(zero);
   }
+  const int64_t rows = d.rows, row = d.row, whole = d.tail == 16 ? d.vectors : d.vectors - 1;
+  const Mask16 inside = static_cast<Mask16>((1u << d.tail) - 1);
   // One index for all taps: the addresses are then base + index, and nothing but the index moves.
-  if (vectors == 1 && tail == 16) {
+  for (int64_t n = 0; n < images; ++n, plane += d.plane_image) {
+    const A* g_at = plane;
+    int64_t index = n * d.panel_image;
+    if (d.vectors == 1 && d.tail == 16) {
 #pragma GCC unroll 2
-    for (int64_t i = 0, index = 0; i < rows; ++i, index += row) {
-      const Vec<A> g = load(plane + 16 * i);
-#pragma GCC unroll 8
-      for (int k = 0; k < E; ++k) sum[k] = fused(g, load(at[k] + index), sum[k]);
-    }
-  } else {
-    const int64_t whole = tail == 16 ? vectors : vectors - 1;
-    const Mask16 inside = static_cast<Mask16>((1u << tail) - 1);
-    for (int64_t i = 0; i < rows; ++i) {
-      int64_t index = i * row;
-      for (const int64_t stop = index + 16 * whole; index < stop; index += 16, plane += 16) {
-        const Vec<A> g = load(plane);
+      for (int64_t i = 0; i < rows; ++i, index += row) {
+        const Vec<A> g = load(g_at + 16 * i);
 #pragma GCC unroll 8
         for (int k = 0; k < E; ++k) sum[k] = fused(g, load(at[k] + index), sum[k]);
       }
-      if (tail == 16) continue;
-      const Vec<A> g = load(plane);
-      plane += 16;
+      continue;
+    }
+    for (int64_t i = 0; i < rows; ++i, index += row - 16 * whole) {
+      for (const int64_t stop = index + 16 * whole; index < stop; index += 16, g_at += 16) {
+        const Vec<A> g = load(g_at);
+#pragma GCC unroll 8
+        for (int k = 0; k < E; ++k) sum[k] = fused(g, load(at[k] + index), sum[k]);
+      }
+      if (d.tail == 16) continue;
+      const Vec<A> g = load(g_at);
+      g_at += 16;
 #pragma GCC unroll 8
       for (int k = 0; k < E; ++k) sum[k] = fused(g, select(inside, load(at[k] + index), splat(A(0))), sum[k]);
     }
@@ -235,7 +240,7 @@ SK_INLINE void dot_planes(const Tap<A>* taps, int count, const A* panel, int64_t
 
 // out[k] += the dot product of `plane` with the panel at each of `count` taps.
 template <class A>
-void dots(const DotGeometry& d, const Tap<A>* taps, int64_t count, const A* panel, const A* plane, double* out) {
+void dots(const DotGeometry& d, int64_t images, const Tap<A>* taps, int64_t count, const A* panel, const A* plane, double* out) {
   for (int64_t e = 0; e < count; e += 16) {
     const int some = static_cast<int>(std::min<int64_t>(16, count - e));
     Vec<A> sums[16];
@@ -243,10 +248,10 @@ void dots(const DotGeometry& d, const Tap<A>* taps, int64_t count, const A* pane
     while (k < some) {
       const int left = some - k;
       if (left > 4 && kDots == 8) {
-        dot_planes<kDots>(taps + e + k, left, panel, d.row, plane, d.rows, d.vectors, d.tail, sums + k);
+        dot_planes<kDots>(d, images, taps + e + k, left, panel, plane, sums + k);
         k += kDots;
       } else {
-        dot_planes<4>(taps + e + k, left, panel, d.row, plane, d.rows, d.vectors, d.tail, sums + k);
+        dot_planes<4>(d, images, taps + e + k, left, panel, plane, sums + k);
         k += 4;
       }
     }
@@ -261,14 +266,13 @@ void dots(const DotGeometry& d, const Tap<A>* taps, int64_t count, const A* pane
   }
 }
 
-// Units [begin, end), each a block of output planes over one chunk of panels; sums of a chunk go to its own row of `partial`.
+// Units [begin, end), each a block of output planes over one chunk of images; sums of a chunk go to its own row of `partial`.
 template <class T>
 void weight_units(const WeightJob<T>& job, int64_t begin, int64_t end) {
   using A = Arith<T>;
   const Panel &p = *job.panel, &q = *job.plain;
   const DotGeometry& d = job.geometry;
-  const bool direct = std::is_same_v<T, A> && q.lanes == 1 && d.tail == 16;  // the output gradient needs no copy
-  const int64_t size = (p.size() + 15) / 16 * 16, all = size + (direct ? 0 : q.size());
+  const int64_t size = job.group * d.panel_image + 16, all = size + (job.direct ? 0 : job.group * d.plane_image);
   Scratch scratch(all * sizeof(A));
   A *panel = scratch.at<A>(0), *copy = panel + size;
   std::memset(static_cast<void*>(panel), 0, all * sizeof(A));
@@ -277,11 +281,15 @@ void weight_units(const WeightJob<T>& job, int64_t begin, int64_t end) {
     const int64_t chunk = unit / job.blocks, block = unit % job.blocks, blocks = std::min(job.blocks - block, end - unit);
     const int64_t first = block * job.block, last = std::min(job.outputs, (block + blocks) * job.block);
     double* out = job.partial + chunk * job.begin[job.outputs];
-    for (int64_t image = chunk * job.chunk; image < std::min(job.images, (chunk + 1) * job.chunk); image += p.lanes) {
-      const int64_t images = std::min(p.lanes, job.images - image);
-      fill_panel(p, job.x + image * job.x_image, job.x_image, images, panel);
-      const A* planes = direct ? reinterpret_cast<const A*>(job.grad_y + image * job.grad_image) : copy;
-      if (!direct) fill_panel(q, job.grad_y + image * job.grad_image, job.grad_image, images, copy);
+    const int64_t end_image = std::min(job.images, (chunk + 1) * job.chunk);
+    for (int64_t image = chunk * job.chunk; image < end_image; image += p.lanes * job.group) {
+      const A* planes = job.direct ? reinterpret_cast<const A*>(job.grad_y + image * job.grad_image) : copy;
+      int64_t panels = 0;
+      for (int64_t i = image; i < end_image && panels < job.group; i += p.lanes, ++panels) {
+        const int64_t images = std::min(p.lanes, job.images - i);
+        fill_panel(p, job.x + i * job.x_image, job.x_image, images, panel + panels * d.panel_image);
+        if (!job.direct) fill_panel(q, job.grad_y + i * job.grad_image, job.grad_image, images, copy + panels * d.plane_image);
+      }
       next.assign(job.begin + first, job.begin + last);
       // Channels that fit into half of L2 at a time; the last time takes what is left.
       for (int64_t limit = job.reach; first < last; limit += job.reach) {
@@ -291,7 +299,7 @@ void weight_units(const WeightJob<T>& job, int64_t begin, int64_t end) {
           int64_t to = job.begin[o + 1];
           if (!final)
             for (to = from; to < job.begin[o + 1] && job.taps[to].at < limit;) ++to;
-          dots(d, job.taps + from, to - from, panel, planes + o * q.channel, out + from);
+          dots(d, panels, job.taps + from, to - from, panel, planes + o * q.channel, out + from);
           next[o - first] = to;
         }
         if (final) break;
