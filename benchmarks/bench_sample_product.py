@@ -28,16 +28,23 @@ def torch_composition(row_weights, col_weights, active, samples):
     return keys // n, keys % n
 
 
-def set_loop(row_weights, col_weights, active, samples):
-    """The loop over a Python set, on LOOP samples; seconds for `samples` of them."""
-    row_sums, col_sums = (list(itertools.accumulate(w.tolist())) for w in (row_weights, col_weights))
-    n, taken = len(col_sums), set()
-    start = time.perf_counter()
+def set_loop(draw_row, draw_col, n, active, samples):
+    """A loop with a Python set, on LOOP samples; seconds for `samples` of them."""
+    taken, start = set(), time.perf_counter()
     for _ in range(LOOP):
-        row, col = bisect.bisect(row_sums, random.random() * row_sums[-1]), bisect.bisect(col_sums, random.random() * col_sums[-1])
+        row, col = draw_row(), draw_col()
         if row * n + col not in active:
             taken.add((row, col))
     return (time.perf_counter() - start) * samples / LOOP
+
+
+def by_bisection(weights):
+    sums = list(itertools.accumulate(weights.tolist()))
+    return lambda: bisect.bisect(sums, random.random() * sums[-1])
+
+
+def by_multinomial(weights):
+    return lambda: torch.multinomial(weights, 1).item()
 
 
 @pytest.mark.parametrize("n, sparsity, samples", [(1024, 0.9, 105_000), (4096, 0.9, 1_000_000), (4096, 0.95, 839_000), (4096, 0.99, 168_000),
@@ -63,7 +70,9 @@ def bench_candidates(race, n, sparsity, samples):
     }
     targets = [("sparsekern gse_candidates", ">=", 5, "torch multinomial + unique + searchsorted")]
     if active_set:
-        contenders["Python set loop (10K, scaled)"] = lambda: set_loop(row_weights, col_weights, active_set, samples)
-        targets.append(("sparsekern gse_candidates", ">=", 1000, "Python set loop (10K, scaled)"))
+        for name, draw in (("bisect", by_bisection), ("torch.multinomial", by_multinomial)):
+            loop = f"Python set loop, {name} (10K, scaled)"
+            contenders[loop] = lambda draw=draw: set_loop(draw(row_weights), draw(col_weights), n, active_set, samples)
+            targets.append(("sparsekern gse_candidates", ">=", 1000, loop))
     race("gse_candidates", f"{samples:,} samples at {n}², {sparsity:.0%} sparse", contenders, check={"sparsekern gse_candidates": check},
          targets=targets)

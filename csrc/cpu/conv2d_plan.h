@@ -8,6 +8,7 @@
 #pragma once
 #include <c10/util/ArrayRef.h>
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -20,6 +21,7 @@ struct ConvShape {
   int64_t images = 0, groups = 1;
   int64_t channels = 0, outputs = 0;  // planes of x and of y
   int64_t in[2] = {}, out[2] = {};    // rows and columns of x and of y
+  std::array<int64_t, 4> y = {};               // the shape of y before rows are joined
   int64_t kernel[2] = {}, stride[2] = {}, padding[2] = {}, dilation[2] = {};
 };
 

@@ -21,6 +21,7 @@ constexpr const char *kForward = "sparse_conv2d", *kInputGrad = "sparse_conv2d_i
 constexpr int64_t kBlock = 16;              // output planes in a unit of work
 constexpr int64_t kChunks = 8;              // partial sums of a weight gradient
 constexpr int64_t kWorthThreads = 1 << 20;  // multiply-adds
+constexpr int64_t kJoinedRow = 512;        // elements
 constexpr int64_t kReach = 1 << 17;         // elements of a panel that stay in L2 beside the output gradient
 
 template <class Fn>
@@ -37,6 +38,16 @@ struct Geometry {
   at::IntArrayRef kernel_size, stride, padding, dilation;
   int64_t groups;
 };
+
+// A kernel of one position that moves by one: rows may be joined, which fills vectors better. They stay short enough for L2.
+void join_rows(ConvShape& s) {
+  for (int i : {0, 1})
+    if (s.kernel[i] != 1 || s.stride[i] != 1 || s.padding[i] != 0) return;
+  int64_t joined = std::clamp<int64_t>(kJoinedRow / std::max<int64_t>(s.in[1], 1), 1, s.in[0]);
+  while (s.in[0] % joined) --joined;
+  s.in[0] = s.out[0] = s.in[0] / joined;
+  s.in[1] = s.out[1] = s.in[1] * joined;
+}
 
 // The shape of a call, or the error that says what does not fit; words as in the Python file.
 ConvShape checked_shape(const char* op, at::IntArrayRef input_size, const at::Tensor& crow, const Geometry& g) {
@@ -61,6 +72,8 @@ ConvShape checked_shape(const char* op, at::IntArrayRef input_size, const at::Te
                       g.dilation, " for an input of ", input_size.slice(2), " and padding ", g.padding);
     s.out[i] = room / s.stride[i] + 1;
   }
+  s.y = {s.images, s.outputs, s.out[0], s.out[1]};
+  join_rows(s);
   return s;
 }
 
@@ -111,7 +124,7 @@ at::Tensor sparse_conv2d_cpu(const at::Tensor& x, const at::Tensor& crow, const 
   if (bias) check_like(kForward, "bias", *bias, {s.outputs}, "x", x);
   const CsrPattern pattern = pattern_of(kForward, s, crow, col);
   const at::Tensor from = x.contiguous(), values = val.contiguous(), biases = bias ? bias->contiguous() : at::Tensor();
-  at::Tensor out = at::empty({s.images, s.outputs, s.out[0], s.out[1]}, x.options());
+  at::Tensor out = at::empty(s.y, x.options());
   const Axis rows = forward_axis(s, 0), columns = forward_axis(s, 1);
   const Panel panel = make_panel(kForward, rows, columns, s.channels, lanes_for(s.images, s.out[1]));
   for_float(kForward, "x", x.scalar_type(), [&](auto type) {
@@ -132,7 +145,7 @@ at::Tensor sparse_conv2d_input_grad_cpu(const at::Tensor& grad_y, const at::Tens
                                         at::IntArrayRef dilation, int64_t groups) {
   const ConvShape s = checked_shape(kInputGrad, input_size, crow, {kernel_size, stride, padding, dilation, groups});
   for_float(kInputGrad, "grad_y", grad_y.scalar_type(), [](auto) {});
-  check_like(kInputGrad, "grad_y", grad_y, {s.images, s.outputs, s.out[0], s.out[1]}, "x", grad_y);
+  check_like(kInputGrad, "grad_y", grad_y, s.y, "x", grad_y);
   check_like(kInputGrad, "val", val, col.sizes(), "grad_y", grad_y);
   const CsrPattern pattern = pattern_of(kInputGrad, s, crow, col);
   const at::Tensor from = grad_y.contiguous(), values = val.contiguous();
@@ -156,7 +169,7 @@ at::Tensor sparse_conv2d_weight_grad_cpu(const at::Tensor& x, const at::Tensor& 
                                          int64_t groups) {
   const ConvShape s = checked_shape(kWeightGrad, x.sizes(), crow, {kernel_size, stride, padding, dilation, groups});
   for_float(kWeightGrad, "x", x.scalar_type(), [](auto) {});
-  check_like(kWeightGrad, "grad_y", grad_y, {s.images, s.outputs, s.out[0], s.out[1]}, "x", x);
+  check_like(kWeightGrad, "grad_y", grad_y, s.y, "x", x);
   const CsrPattern pattern = pattern_of(kWeightGrad, s, crow, col);
   const at::Tensor images = x.contiguous(), grads = grad_y.contiguous();
   at::Tensor out = at::empty(col.sizes(), x.options());
