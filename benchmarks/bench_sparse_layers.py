@@ -53,6 +53,7 @@ def compete(race, op, shape, layers, x, incoming, right, targets):
 LINEAR = [(4096, 4096, 256, 0.9), (4096, 4096, 256, 0.98), (1024, 1024, 128, 0.9), (3072, 768, 512, 0.95)]
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")             # sparselab makes one
 @pytest.mark.parametrize("inputs, outputs, batch, sparsity", LINEAR)
 def bench_linear(race, inputs, outputs, batch, sparsity):
     layer, x = SparseLinear.from_shape(inputs, outputs, sparsity=sparsity), torch.randn(batch, inputs, requires_grad=True)

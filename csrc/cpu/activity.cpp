@@ -198,7 +198,7 @@ at::Tensor activity_cpu(const at::Tensor& x, bool is_signed, const std::optional
     TORCH_CHECK_VALUE(seed->device().is_cpu(), kOp, ": seed: expected a tensor on cpu, got ", seed->device(), "; move it with .to()");
     key = static_cast<uint64_t>(*seed->const_data_ptr<int64_t>());
   }
-  TORCH_CHECK_VALUE(offset >= 0, kOp, ": offset: expected a number >= 0, got ", offset);
+  TORCH_CHECK_VALUE(offset >= 0 && offset <= int64_t{1} << 62, kOp, ": offset: expected a number from 0 to 2^62, got ", offset);
   ActivityWindow window;
   const bool in_window = !kernel_size.empty();
   if (in_window) window = window_of(x, kernel_size, stride, padding, dilation);

@@ -54,8 +54,8 @@ Sweep<T> pick_sweep(bool need_x, bool need_val) {
   return SK_PICK(backward_piece<T, false, true>);
 }
 
-// Each thread has a range of columns and walks it in runs, whose values and gradients it keeps beside a panel of dy: the
-// temporaries stay small beside the nnz numbers themselves, and a run is long enough to make packing dy again cheap.
+// Each thread has a range of columns and walks it in about four runs, whose values and gradients it keeps beside a panel of dy.
+// So the temporaries stay at 2 bytes a nonzero of the layer, or 1 MB a thread, and dy is packed four times per panel.
 template <class T, class N>
 void sweep(const LinearBackward<T>& s, const Layer& layer, const N* val, N* grad_val, bool need_x) {
   using P = PanelOf<T>;
@@ -65,7 +65,6 @@ void sweep(const LinearBackward<T>& s, const Layer& layer, const N* val, N* grad
   const int most = std::is_same_v<T, double> || (!std::is_same_v<T, c10::BFloat16> && batch <= 16) ? 1 : 2;
   const int64_t* crow_t = s.crow_t;
   const int32_t* perm = layer.perm.const_data_ptr<int32_t>();
-  const int64_t most_in_run = std::max<int64_t>(int64_t{1} << 17, 8 * rows);
   const Sweep<T> piece = pick_sweep<T>(need_x, grad_val != nullptr);
   auto column_at = [&](int64_t place) {  // the first column that starts at or after `place`, in nonzeros and columns
     int64_t low = 0, high = cols;
@@ -77,6 +76,7 @@ void sweep(const LinearBackward<T>& s, const Layer& layer, const N* val, N* grad
     return low;
   };
   const int64_t threads = threads_for((2 * layer.t.nnz + rows + cols) * batch);
+  const int64_t most_in_run = std::max<int64_t>(int64_t{1} << 17, layer.t.nnz / (4 * threads));
   at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
     const int64_t begin = column_at(weight * first / threads), end = last == threads ? cols : column_at(weight * last / threads);
     for (int64_t from = begin; from < end;) {

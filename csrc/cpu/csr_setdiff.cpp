@@ -18,6 +18,7 @@ namespace {
 
 constexpr const char* kOp = "csr_setdiff";
 constexpr int64_t kShare = 1 << 15;     // pairs below which another thread does not pay
+constexpr int64_t kWidest = 1 << 24;    // columns that a thread's map of marks may span
 constexpr int64_t kRowGrain = 1 << 14;  // samples and active entries of the rows that one thread takes at a time
 
 // Columns grouped by row: those of row r are columns[start[r]] to columns[start[r + 1] - 1], in any order.
@@ -75,6 +76,13 @@ Buckets by_row(const char* op, const int32_t* rows, const int32_t* cols, int64_t
   return b;
 }
 
+// The same as new_columns by sorting, for matrices too wide for a map.
+int64_t new_columns_by_sort(int32_t* samples, int64_t count, const int32_t* active, int64_t actives) {
+  std::sort(samples, samples + count);
+  int32_t* end = std::unique(samples, samples + count);
+  return std::remove_if(samples, end, [&](int32_t c) { return std::binary_search(active, active + actives, c); }) - samples;
+}
+
 }  // namespace
 
 int64_t keep_new_positions(const char* op, int32_t* rows, int32_t* cols, int64_t count, const CsrPattern& p) {
@@ -84,13 +92,16 @@ int64_t keep_new_positions(const char* op, int32_t* rows, int32_t* cols, int64_t
   const auto work = SK_PICK(new_columns);
   const int64_t grain = std::max<int64_t>(1, kRowGrain * p.rows / (count + p.nnz + 1));
   at::parallel_for(0, p.rows, grain, [&](int64_t from, int64_t to) {
-    std::vector<uint8_t> marks((p.cols + 63) / 64 * 64);
-    std::vector<uint64_t> summary((p.cols + 4095) / 4096);
+    const bool mapped = p.cols <= kWidest;
+    std::vector<uint8_t> marks(mapped ? (p.cols + 63) / 64 * 64 : 0);
+    std::vector<uint64_t> summary(mapped ? (p.cols + 4095) / 4096 : 0);
     for (int64_t r = from; r < to; ++r) {
-      const int64_t samples = b.start[r + 1] - b.start[r];
-      first[r + 1] = samples == 0 ? 0
-                                  : work(b.columns.get() + b.start[r], samples, p.col + p.crow[r], p.crow[r + 1] - p.crow[r], marks.data(),
-                                         summary.data(), p.cols);
+      int32_t* samples = b.columns.get() + b.start[r];
+      const int32_t* active = p.col + p.crow[r];
+      const int64_t count = b.start[r + 1] - b.start[r], actives = p.crow[r + 1] - p.crow[r];
+      if (count == 0) continue;
+      first[r + 1] =
+          mapped ? work(samples, count, active, actives, marks.data(), summary.data(), p.cols) : new_columns_by_sort(samples, count, active, actives);
     }
   });
   for (int64_t r = 0; r < p.rows; ++r) first[r + 1] += first[r];

@@ -76,10 +76,12 @@ void spmm_piece(const Spmm<T>& s, int vectors, int64_t j, int64_t from, int64_t 
   }
 }
 
+// to[e] = val[perm[e]]: a transposed walk takes one value from each of many rows, so each line is asked for before its turn comes.
 template <class N, class A>
 void gather_values(const N* val, const int32_t* perm, int64_t count, A* to) {
-  int64_t e = 0;
-  if constexpr (std::is_same_v<N, float> && std::is_same_v<A, float>)
-    for (; e + 16 <= count; e += 16) store(to + e, gather(val, perm + e));
-  for (; e < count; ++e) to[e] = static_cast<A>(val[perm[e]]);
+  for (int64_t e = 0; e < count; ++e) {
+    const N* from = val + perm[e];
+    __builtin_prefetch(reinterpret_cast<const char*>(from) + 128, 0, 2);
+    to[e] = static_cast<A>(*from);
+  }
 }
