@@ -368,6 +368,8 @@ def test_subnet_and_remove():
     twin = copy.deepcopy((net, opt, sparsifier))
     assert sparsifier.remove() is net and isinstance(net[3], SparseConv2d) and torch.equal(net(x), expected)
     net, opt, sparsifier = twin
+    with pytest.raises(ValueError, match="unknown sub-net '0.5'"):
+        sparsifier.remove("0.5")
     sparsifier.remove("0.8")
     assert [type(net[i]) for i in (0, 3, 6, 11)] == [nn.Conv2d] * 3 + [nn.Linear]
     torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-5)
