@@ -189,9 +189,10 @@ class GSE(Dynamic):
     # The way to disk and back.
 
     def remove(self, subnet: str | None = None) -> nn.Module:
+        model = super().remove(subnet)
         for tap in self._taps:
             tap.remove()
-        return super().remove(subnet)
+        return model
 
     def extra_tensors(self) -> dict[str, Tensor]:
         tensors = {f"newest/{self.layers[index].name}": places for index, places in self._newest.items()}

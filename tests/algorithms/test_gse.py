@@ -299,6 +299,22 @@ def test_it_learns(distribution):
     assert accuracy(net) > 0.9
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_learns_in_half_precision(dtype):
+    """Under autocast (inputs float32, output gradients bfloat16), and as a model that is bfloat16 itself; channels-last images."""
+    net, opt, sparsifier = make_gse(distribution="grabo", dtype=dtype, total_steps=100)
+    losses = []
+    for step in range(60):
+        x, y = toy_batch(step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+            loss = nn.functional.cross_entropy(net(x.to(dtype).contiguous(memory_format=torch.channels_last)).float(), y)
+        loss.backward()
+        sparsifier.step()
+        opt.zero_grad()
+        losses.append(loss.item())
+    assert len(sparsifier.history) == 10 and sum(losses[-10:]) < 0.5 * sum(losses[:10]) and net[3].values.dtype == dtype
+
+
 def test_hook_equals_step():
     nets = []
     for hooked in (False, True):
@@ -352,6 +368,8 @@ def test_subnet_and_remove():
     twin = copy.deepcopy((net, opt, sparsifier))
     assert sparsifier.remove() is net and isinstance(net[3], SparseConv2d) and torch.equal(net(x), expected)
     net, opt, sparsifier = twin
+    with pytest.raises(ValueError, match="unknown sub-net '0.5'"):
+        sparsifier.remove("0.5")
     sparsifier.remove("0.8")
     assert [type(net[i]) for i in (0, 3, 6, 11)] == [nn.Conv2d] * 3 + [nn.Linear]
     torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-5)
