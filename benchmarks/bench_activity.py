@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from sparsekern import ops
-from sparsekern.ops.philox import random_signs
+from sparsekern.ops._philox import random_signs
 
 SEED = torch.tensor(1)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from sparsekern import ops
 from sparsekern._native import native
 from sparsekern.ops import activity
-from sparsekern.ops.philox import random_signs
+from sparsekern.ops._philox import random_signs
 from sparsekern.testing import assert_close, each_implementation, threads
 
 EACH = pytest.mark.parametrize("name", each_implementation("activity"))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sparsekern import ops
-from sparsekern.ops.philox import random_signs
+from sparsekern.ops._philox import random_signs
 from sparsekern.testing import assert_close, each_implementation
 
 pytestmark = pytest.mark.skipif("triton" not in each_implementation("activity"), reason="Triton runs on a GPU or in its interpreter")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparsekern.ops.philox import SAMPLES, SIGNS, multiply_high, philox, random_signs, random_words, words_of
+from sparsekern.ops._philox import SAMPLES, SIGNS, multiply_high, philox, random_signs, random_words, words_of
 
 ROOT = Path(__file__).parent.parent
 CXX = shutil.which("g++") or shutil.which("c++")

@@ -1,5 +1,5 @@
 // Philox 4x32-10: four random words for a counter of four words under a key of two. The same on host and device, and the
-// same as sparsekern/ops/philox.py, which says which words of which counter are used for what.
+// same as sparsekern/ops/_philox.py, which says which words of which counter are used for what.
 // Source: Salmon, Moraes, Dror, Shaw: Parallel Random Numbers: As Easy as 1, 2, 3 (SC 2011).
 #pragma once
 #include <cstdint>

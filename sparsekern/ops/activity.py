@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparsekern.ops._philox import check_seed, random_signs
 from sparsekern.ops._register import define, fake, reference, uses_triton
-from sparsekern.ops.philox import check_seed, random_signs
 
 define("activity(Tensor x, *, bool signed=False, Tensor? seed=None, int offset=0, int[] kernel_size=[], int[] stride=[], int[] padding=[], "
        "int[] dilation=[]) -> Tensor")

@@ -3,9 +3,9 @@ import torch
 from torch import Tensor
 
 from sparsekern.ops._csr_pattern import check_pattern
+from sparsekern.ops._philox import SAMPLES, check_seed, multiply_high, random_words
 from sparsekern.ops._register import define, fake, reference
 from sparsekern.ops.csr_setdiff import csr_setdiff_reference, pattern_keys
-from sparsekern.ops.philox import SAMPLES, check_seed, multiply_high, random_words
 
 define("sample_product(Tensor row_weights, Tensor col_weights, int num_samples, *, Tensor seed) -> (Tensor rows, Tensor cols)")
 define("gse_candidates(Tensor row_weights, Tensor col_weights, Tensor crow, Tensor col, int num_samples, *, Tensor seed, int rounds=1) "

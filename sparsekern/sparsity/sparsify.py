@@ -103,7 +103,7 @@ def sparsify(model: nn.Module, sparsity: float | None = None, *, allocation: str
             raise ValueError(f"sparsify: {name}: expected one of {', '.join(known)}, got {value!r}")
     if (sparsity is None) == (masks is None):
         raise ValueError(f"sparsify: expected either sparsity or masks, got {'neither' if masks is None else 'both'}")
-    found, left = _exchangeable(model, skip_first=skip_first, skip_last=skip_last, skip_depthwise=skip_depthwise, only=only, exclude=exclude)
+    found, left = exchangeable(model, skip_first=skip_first, skip_last=skip_last, skip_depthwise=skip_depthwise, only=only, exclude=exclude)
     if masks is not None:
         _check_names(masks, found)
         found = {name: module for name, module in found.items() if name in masks}
@@ -125,11 +125,11 @@ def sparsify(model: nn.Module, sparsity: float | None = None, *, allocation: str
             rows.append((name, None, None, f'backend="{backend}" was asked for'))
     report = SparsifyReport(tuple(SparsifiedLayer(name.removesuffix(".weight"), tuple(found[name].weight.shape), made[name].nnz,
                                                   made[name].sparsity, made[name].backend, *rest) for name, *rest in rows), left)
-    _exchange(model, {found[name]: layer for name, layer in made.items()})
+    exchange(model, {found[name]: layer for name, layer in made.items()})
     return report
 
 
-def _exchangeable(model: nn.Module, **options) -> tuple[dict[str, nn.Module], dict[str, str]]:
+def exchangeable(model: nn.Module, **options) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """{weight name: module} that can be exchanged, and {weight name: why not}."""
     if isinstance(model, nn.Linear | nn.Conv2d):
         raise ValueError(f"sparsify: the model is itself a {type(model).__name__} and cannot be exchanged in place; use "
@@ -251,7 +251,7 @@ def _assumed(module: nn.Module) -> tuple[tuple[int, ...], torch.dtype]:
     return (_ASSUMED_BATCH, module.in_channels, _ASSUMED_SIZE, _ASSUMED_SIZE), module.weight.dtype
 
 
-def _exchange(model: nn.Module, new: Mapping[nn.Module, SparseWeight]) -> None:
+def exchange(model: nn.Module, new: Mapping[nn.Module, SparseWeight]) -> None:
     for module in list(model.modules()):
         for key, child in module._modules.items():
             if child in new:

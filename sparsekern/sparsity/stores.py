@@ -22,7 +22,7 @@ from sparsekern.nn.sparse_init import initial_bias, initial_values, random_patte
 from sparsekern.sparsity.layers import Layer
 from sparsekern.sparsity.masks import MaskSet
 from sparsekern.sparsity.optim_state import shaped_state
-from sparsekern.sparsity.sparsify import _exchange, _exchangeable
+from sparsekern.sparsity.sparsify import exchange, exchangeable
 
 _LARGEST = 1 << 26                      # elements of a weight up to which the dense product is tried, too
 
@@ -151,7 +151,7 @@ class CsrStore:
             layer.dense_shape, layer.param = old.shape, made.values
             made.values.requires_grad_(old.requires_grad)
             exchange_parameter(self.s.optimizer, old, made.values, lambda state, places=places: state.reshape(-1)[places])
-        _exchange(self.s.model, new)
+        exchange(self.s.model, new)
 
     def pattern(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         module = self.s.layers[index].modules[0]
@@ -227,7 +227,7 @@ class CsrStore:
                 return state.new_zeros(made.weight.numel()).index_copy_(0, places, state).view(made.weight.shape)
             exchange_parameter(self.s.optimizer, module.values, made.weight, spread)
             layer.param, layer.dense_shape = made.weight, None
-        _exchange(self.s.model, new)
+        exchange(self.s.model, new)
 
 
 class PatternSet:
@@ -273,7 +273,7 @@ def layers_to_store(model: nn.Module, **options) -> list[Layer]:
 
     Weights that cannot be exchanged (tied ones, those read outside their own forward) are left dense and named in one warning.
     """
-    found, left = _exchangeable(model, **options)
+    found, left = exchangeable(model, **options)
     if left:
         warnings.warn("left dense: " + "; ".join(f"{name}: {why}" for name, why in left.items()), stacklevel=3)
     layers = {module: Layer(name, module.weight, [module]) for name, module in found.items()}

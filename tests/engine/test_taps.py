@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sparsekern.nn import SparseConv2d, SparseLinear
-from sparsekern.ops.philox import random_signs
+from sparsekern.ops._philox import random_signs
 from sparsekern.sparsity.taps import Tap, activities, candidates, gradient_at
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding=.same.")
