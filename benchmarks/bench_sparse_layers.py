@@ -53,6 +53,7 @@ def compete(race, op, shape, layers, x, incoming, right, targets):
 LINEAR = [(4096, 4096, 256, 0.9), (4096, 4096, 256, 0.98), (1024, 1024, 128, 0.9), (3072, 768, 512, 0.95)]
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")             # sparselab makes one
 @pytest.mark.parametrize("inputs, outputs, batch, sparsity", LINEAR)
 def bench_linear(race, inputs, outputs, batch, sparsity):
     layer, x = SparseLinear.from_shape(inputs, outputs, sparsity=sparsity), torch.randn(batch, inputs, requires_grad=True)
@@ -87,7 +88,7 @@ def bench_conv2d(race, width, size, sparsity, batch=128):
         from sparseprop.modules import SparseConv2d as Propagated
         for name, over_on in (("sparseprop", False), ("sparseprop over images", True)):
             dense = layer.to_dense()
-            layers[name] = Propagated(dense.weight.detach(), dense.bias.detach(), padding=1, stride=1, vectorizing_over_on=over_on)
+            layers[name] = Propagated(dense.weight.detach(), dense.bias, padding=1, stride=1, vectorizing_over_on=over_on)
             targets.append(("sparsekern", ">=", 2.0, name))
     except ImportError:
         print("sparseprop is not installed: pip install sparseprop")

@@ -117,7 +117,8 @@ class watch_allocations(TorchDispatchMode):
     An op that returns a tensor with a storage of its own of `limit` elements or more raises AssertionError on the spot, naming itself;
     views and in-place results have no storage of their own and do not count. What kernels allocate inside is seen by the profiler: a
     piece of `limit` bytes or more (so even a bool mask of the weight's size) raises at the end. `limit` is the size of the dense weight;
-    activations must be smaller than that. Memory that no torch allocator gave out is not seen; benchmarks/bench_memory.py weighs it.
+    activations and the panels that kernels make of them must be smaller than that. Memory that no torch allocator gave out is not seen;
+    benchmarks/bench_memory.py weighs it.
     """
 
     def __init__(self, limit: int):

@@ -62,7 +62,8 @@ def test_from_mask_of_any_layout(name):
     last = torch.channels_last
     wide = torch.zeros(6, 4, 5, 6, dtype=torch.bool)
     wide[..., ::2] = mask
-    for m, v in ((mask.to(memory_format=last), values), (mask, values.to(memory_format=last)), (wide[..., ::2], values[..., None].expand(6, 4, 5, 3, 2)[..., 1])):
+    spread = values[..., None].expand(6, 4, 5, 3, 2)[..., 1]
+    for m, v in ((mask.to(memory_format=last), values), (mask, values.to(memory_format=last)), (wide[..., ::2], spread)):
         assert all(torch.equal(x, y) for x, y in zip(call("csr_from_mask", name, m, v), want))
 
 
@@ -83,8 +84,8 @@ def test_bools_that_are_not_one_count_once():
 @pytest.mark.parametrize("arguments, options, error, words", [
     ((torch.ones(2, 3),), {}, TypeError, "csr_from_mask: mask: expected bool, got"),
     ((bools(True),), {}, ValueError, r"csr_from_mask: mask: expected two dimensions or more, got shape \[1\]"),
-    ((torch.ones(2, 3, dtype=torch.bool), torch.ones(3, 2)), {}, ValueError, r"csr_from_mask: values: expected the mask's shape \[2, 3\], got \[3, 2\]"),
-    ((torch.ones(2, 3, dtype=torch.bool),), {"nnz": 5}, ValueError, r"csr_from_mask: nnz: expected the number of entries that are on \(6\), got 5"),
+    ((torch.ones(2, 3, dtype=torch.bool), torch.ones(3, 2)), {}, ValueError, r"values: expected the mask's shape \[2, 3\], got \[3, 2\]"),
+    ((torch.ones(2, 3, dtype=torch.bool),), {"nnz": 5}, ValueError, r"nnz: expected the number of entries that are on \(6\), got 5"),
 ])
 @pytest.mark.parametrize("name", each_implementation("csr_from_mask"))
 def test_misuse_of_from_mask(name, arguments, options, error, words):
@@ -104,8 +105,8 @@ FAULTS = [  # what is passed, (code, row, position), what check_csr says
     ((torch.tensor([0, 2, 2, 9]), ints(1, 3, 0, 2), 3, 4), (4, 2, 3), r"crow: expected the last .* number of columns stored \(4\), got 9"),
     ((torch.tensor([0, 2, 2, 4]), ints(1, 4, 0, 2), 3, 4), (5, 0, 1), r"col: expected columns in \[0, 4\), got 4 in row 0, position 1"),
     ((torch.tensor([0, 2, 2, 4]), ints(1, 3, -7, 2), 3, 4), (5, 2, 2), r"col: expected columns in \[0, 4\), got -7 in row 2, position 2"),
-    ((torch.tensor([0, 2, 2, 4]), ints(3, 1, 2, 2), 3, 4), (6, 0, 1), "col: expected columns that rise within a row, got 3 then 1 in row 0, position 1"),
-    ((torch.tensor([0, 2, 2, 4]), ints(1, 3, 2, 2), 3, 4), (7, 2, 3), "col: expected each column once in a row, got column 2 twice in row 2, position 3"),
+    ((torch.tensor([0, 2, 2, 4]), ints(3, 1, 2, 2), 3, 4), (6, 0, 1), "col: expected columns that rise within a row, got 3 then 1 in row 0"),
+    ((torch.tensor([0, 2, 2, 4]), ints(1, 3, 2, 2), 3, 4), (7, 2, 3), "col: expected each column once in a row, got column 2 twice in row 2"),
     ((*SOUND, torch.ones(3)), (8, -1, -1), "val: expected 4 values like the columns, got 3"),
     ((*SOUND, torch.tensor([1, math.nan, math.inf, 1])), (9, 0, 1), "val: expected finite values, got nan in column 3 in row 0, position 1"),
     ((*SOUND, torch.tensor([1, 1, -math.inf, 1]).bfloat16()), (9, 2, 2), "val: expected finite values, got -inf in column 0"),

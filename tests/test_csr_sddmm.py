@@ -110,7 +110,8 @@ def test_layouts_give_the_same_bits(isa, dtype):
         want = csr_sddmm(crow, col, a, b)
         wide = torch.randn(rows + 3, 2 * length + 1).to(dtype)
         wide[:rows, :2 * length:2] = a
-        for x, y in ((by_columns(a), by_columns(b)), (a, by_columns(b)), (wide[:rows, :2 * length:2], b), (a, b[:, None].expand(cols, 1, length)[:, 0])):
+        spread = b[:, :, None].expand(cols, length, 2)[:, :, 1]
+        for x, y in ((by_columns(a), by_columns(b)), (a, by_columns(b)), (wide[:rows, :2 * length:2], b), (a, spread)):
             assert torch.equal(csr_sddmm(crow, col, x, y), want)
     same = torch.ones(1, 40, dtype=dtype).expand(6, 40)                           # strides of 0
     assert torch.equal(csr_sddmm(torch.tensor([0, 2]), torch.tensor([0, 5], dtype=torch.int32), same[:1], same), torch.full((2,), 40, dtype=dtype))

@@ -73,6 +73,17 @@ def test_cpu_agrees(isa, rows, cols, sparsity):
         assert same(call("cpu", *drawn, crow, col, cols), call("reference", *drawn, crow, col, cols))
 
 
+@EACH
+def test_the_widest_matrix(name):
+    crow, col = ints(0, 2, 2), ints(7, 2**31 - 1)
+    rows, cols = samples(2, 2**31 - 1, 3000)
+    cols[:200] = torch.randint(20, (200,))
+    cols[200:210], rows[200:205] = 2**31 - 1, 0
+    got = call(name, rows, cols, crow, col, 2**31)
+    keys = set(zip(rows.tolist(), cols.tolist())) - {(0, 7), (0, 2**31 - 1)}
+    assert list(zip(got[0].tolist(), got[1].tolist()))[:got[2]] == sorted(keys) and got[2] == len(keys)
+
+
 def test_same_bits_for_every_thread_count_and_order():
     if not native.available:
         pytest.skip(f"compiled kernels are {native.reason}")

@@ -106,8 +106,8 @@ def _check(x, signed, seed, offset, kernel_size, stride, padding, dilation):
             raise ValueError(f"activity: seed: expected one number, got shape {list(seed.shape)}")
         if seed.device != x.device:
             raise ValueError(f"activity: seed: expected a tensor on {x.device}, got {seed.device}; move it with .to()")
-    if offset < 0:
-        raise ValueError(f"activity: offset: expected a number >= 0, got {offset}")
+    if not 0 <= offset <= 2**62:
+        raise ValueError(f"activity: offset: expected a number from 0 to 2^62, got {offset}")
     if not kernel_size:
         if x.dim() == 0:
             raise ValueError("activity: x: expected [..., features], got a scalar")

@@ -22,6 +22,9 @@ constexpr int64_t kFeatureBlock = 1024;  // sums that stay in the first-level ca
 constexpr int64_t kGroups = 64;          // groups of images: enough for many threads, few enough to add up at no cost
 constexpr int64_t kMostImages = 1024;    // images that share the fp32 sums of a plane
 
+// Items that a thread takes at least: below 128K elements starting another one costs more than it saves.
+int64_t grain(int64_t items, int64_t elements) { return std::max<int64_t>(1, items * (1 << 17) / std::max<int64_t>(1, elements)); }
+
 // sign[i] of the numbers offset + i.
 template <class A>
 std::vector<A> signs_of(uint64_t seed, int64_t offset, int64_t count) {
@@ -59,7 +62,7 @@ std::optional<ActivityView> view_of(const at::Tensor& x) {
 // out[f] = the sum of partial[g][f] over the groups, in order.
 template <class P, class O>
 void add_up(const std::vector<P>& partial, int64_t groups, int64_t features, O* out) {
-  at::parallel_for(0, features, 4096, [&](int64_t from, int64_t to) {
+  at::parallel_for(0, features, grain(features, groups * features), [&](int64_t from, int64_t to) {
     for (int64_t f = from; f < to; ++f) {
       double total = 0;
       for (int64_t g = 0; g < groups; ++g) total += partial[g * features + f];
@@ -86,7 +89,7 @@ void flat(const T* x, const ActivityView& v, const Arith<T>* sign, O* out) {
     const int64_t groups = (positions + kRows - 1) / kRows, blocks = (v.features + kFeatureBlock - 1) / kFeatureBlock;
     std::vector<Arith<T>> partial(groups * v.features);
     const auto work = SK_PICK(sum_rows<T>);
-    at::parallel_for(0, groups * blocks, 1, [&](int64_t from, int64_t to) {
+    at::parallel_for(0, groups * blocks, grain(groups * blocks, positions * v.features), [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i) {
         const int64_t group = i / blocks, f = i % blocks * kFeatureBlock;
         work(x + f, v, sign, group * kRows, std::min((group + 1) * kRows, positions), std::min(kFeatureBlock, v.features - f),
@@ -99,7 +102,7 @@ void flat(const T* x, const ActivityView& v, const Arith<T>* sign, O* out) {
   const int64_t blocks = (v.features + 63) / 64;
   std::vector<double> partial(groups.count() * v.features);
   const auto work = SK_PICK(sum_planes<T>);
-  at::parallel_for(0, groups.count() * blocks, 1, [&](int64_t from, int64_t to) {
+  at::parallel_for(0, groups.count() * blocks, grain(groups.count() * blocks, positions * v.features), [&](int64_t from, int64_t to) {
     for (int64_t i = from; i < to; ++i) {
       const int64_t group = i / blocks, f = i % blocks * 64;
       work(x, v, sign, groups.begin(group), groups.end(group), f, std::min(f + 64, v.features), partial.data() + group * v.features + f);
@@ -117,7 +120,7 @@ void windowed(const T* x, int64_t images, int64_t channels, const ActivityWindow
     const Groups groups(images, std::max(kGroups / std::max<int64_t>(channels, 1), images / kMostImages + 1));
     std::vector<double> partial(groups.count() * channels * taps);
     const auto work = SK_PICK(sum_window<T>);
-    at::parallel_for(0, groups.count() * channels, 1, [&](int64_t from, int64_t to) {
+    at::parallel_for(0, groups.count() * channels, grain(groups.count() * channels, images * channels * size), [&](int64_t from, int64_t to) {
       std::vector<A> plane(size);
       std::vector<double> lines(w.input[0]);
       for (int64_t i = from; i < to; ++i) {
@@ -131,7 +134,7 @@ void windowed(const T* x, int64_t images, int64_t channels, const ActivityWindow
   std::vector<double> partial(groups.count() * channels * taps);
   const auto spread = SK_PICK(spread_signs<A>);
   const auto work = SK_PICK(add_signed_window<T>);
-  at::parallel_for(0, groups.count(), 1, [&](int64_t from, int64_t to) {
+  at::parallel_for(0, groups.count(), grain(groups.count(), images * channels * size * taps), [&](int64_t from, int64_t to) {
     std::vector<A> line(w.kernel[1] * (size + (w.kernel[0] - 1) * w.dilation[0] * w.input[1]));
     std::vector<double> found(taps);
     for (int64_t g = from; g < to; ++g)
@@ -198,7 +201,7 @@ at::Tensor activity_cpu(const at::Tensor& x, bool is_signed, const std::optional
     TORCH_CHECK_VALUE(seed->device().is_cpu(), kOp, ": seed: expected a tensor on cpu, got ", seed->device(), "; move it with .to()");
     key = static_cast<uint64_t>(*seed->const_data_ptr<int64_t>());
   }
-  TORCH_CHECK_VALUE(offset >= 0, kOp, ": offset: expected a number >= 0, got ", offset);
+  TORCH_CHECK_VALUE(offset >= 0 && offset <= int64_t{1} << 62, kOp, ": offset: expected a number from 0 to 2^62, got ", offset);
   ActivityWindow window;
   const bool in_window = !kernel_size.empty();
   if (in_window) window = window_of(x, kernel_size, stride, padding, dilation);

@@ -104,7 +104,7 @@ CsrFinding first_entry_fault(const at::Tensor& crow, const at::Tensor& col, int6
 
 template <class I>
 CsrFinding first_fault(const at::Tensor& crow, const at::Tensor& col, int64_t rows, int64_t cols, const at::Tensor& val) {
-  const CsrFinding pointers = pointer_fault(crow.const_data_ptr<I>(), rows, col.numel());
+  const CsrFinding pointers = pointer_fault(crow.const_data_ptr<I>(), crow.numel(), rows, col.numel());
   if (pointers.fault != CsrFault::none) return pointers;
   const auto with = [&](auto element) {
     const auto* values = static_cast<const decltype(element)*>(val.const_data_ptr());
@@ -118,7 +118,7 @@ CsrFinding first_fault(const at::Tensor& crow, const at::Tensor& col, int64_t ro
 }
 
 CsrFinding find_fault(const at::Tensor& crow, const at::Tensor& col, int64_t rows, int64_t cols, const std::optional<at::Tensor>& val) {
-  if (rows < 0 || cols < 0 || crow.dim() != 1 || col.dim() != 1 || crow.numel() - 1 != rows) return {CsrFault::pointer_count, -1, -1};
+  if (cols < 0 || crow.dim() != 1 || col.dim() != 1 || crow.numel() - 1 != rows) return {CsrFault::pointer_count, -1, -1};
   if (val && val->sizes() != col.sizes()) return {CsrFault::value_count, -1, -1};
   const at::Tensor values = val ? val->contiguous() : at::Tensor();
   return crow.scalar_type() == at::kInt ? first_fault<int32_t>(crow.contiguous(), col.contiguous(), rows, cols, values)

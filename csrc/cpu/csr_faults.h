@@ -28,7 +28,7 @@ struct CsrFinding {
 // The first place in [begin, end) whose number is outside [0, limit), or `end`.
 inline int64_t first_outside(const int32_t* numbers, int64_t begin, int64_t end, int64_t limit) {
   constexpr int64_t kBlock = 4096;
-  const uint32_t bound = static_cast<uint32_t>(std::min(limit, int64_t{1} << 31));
+  const uint32_t bound = static_cast<uint32_t>(std::clamp(limit, int64_t{0}, int64_t{1} << 31));
   for (int64_t from = begin; from < end; from += kBlock) {
     const int64_t to = std::min(from + kBlock, end);
     uint32_t bad = 0;  // no branch per number
@@ -40,9 +40,10 @@ inline int64_t first_outside(const int32_t* numbers, int64_t begin, int64_t end,
   return end;
 }
 
-// crow [rows + 1], rows >= 0: starts at 0, never falls, ends at nnz.
+// `count` row pointers for `rows` rows: rows + 1 of them, from 0, never falling, to nnz.
 template <class I>
-CsrFinding pointer_fault(const I* crow, int64_t rows, int64_t nnz) {
+CsrFinding pointer_fault(const I* crow, int64_t count, int64_t rows, int64_t nnz) {
+  if (rows < 0 || count < 1 || count - 1 != rows) return {CsrFault::pointer_count, -1, -1};
   if (crow[0] != 0) return {CsrFault::pointer_start, 0, 0};
   for (int64_t r = 0; r < rows; ++r)
     if (crow[r] > crow[r + 1]) return {CsrFault::pointer_falls, r, r + 1};

@@ -7,15 +7,22 @@
 #include <array>
 #include <atomic>
 #include <mutex>
+#include <optional>
+
+#include "cpu/csr_faults.h"
 
 namespace sparsekern {
 namespace {
 
-// A tensor that was found sound for some limits. The weak pointer keeps the address from being given to another tensor.
+// A tensor that was found sound for some limits. The weak pointers keep the addresses of tensor and storage from being given to
+// others; the storage counts too, since `x.data = y` exchanges it and leaves the version as it was.
 struct Seen {
-  c10::weak_intrusive_ptr<c10::TensorImpl> impl;
-  uint32_t version = 0;
-  int64_t limit = 0, extra = 0;
+  c10::weak_intrusive_ptr<c10::TensorImpl> tensor;
+  c10::weak_intrusive_ptr<c10::StorageImpl> storage;
+  const void* data;
+  int64_t numel, stride;
+  uint32_t version;
+  int64_t limit, extra;
 };
 
 class Memory {
@@ -23,23 +30,36 @@ class Memory {
   bool has(const at::Tensor& t, int64_t limit, int64_t extra) {
     if (t.is_inference()) return false;  // inference tensors have no version
     std::lock_guard<std::mutex> lock(mutex_);
-    for (const auto& slot : slots_)
-      if (slot && slot->limit == limit && slot->extra == extra && slot->impl._unsafe_get_target() == t.unsafeGetTensorImpl() &&
-          slot->version == t._version() && !slot->impl.expired())
-        return true;
-    return false;
+    const int64_t i = find(t, limit, extra);
+    if (i < 0) return false;
+    const Seen& seen = *slots_[i];
+    return seen.storage._unsafe_get_target() == t.storage().unsafeGetStorageImpl() && seen.data == t.const_data_ptr() && seen.numel == t.numel() &&
+           seen.stride == t.stride(0) && seen.version == static_cast<uint32_t>(t._version());
   }
   void add(const at::Tensor& t, int64_t limit, int64_t extra) {
     if (t.is_inference()) return;
     std::lock_guard<std::mutex> lock(mutex_);
-    slots_[next_].emplace(Seen{c10::weak_intrusive_ptr<c10::TensorImpl>(t.getIntrusivePtr()), static_cast<uint32_t>(t._version()), limit, extra});
-    next_ = (next_ + 1) % slots_.size();
+    int64_t i = find(t, limit, extra);
+    if (i < 0) {
+      i = next_;
+      next_ = (next_ + 1) % kSlots;
+    }
+    tensors_[i] = t.unsafeGetTensorImpl();
+    slots_[i].emplace(Seen{c10::weak_intrusive_ptr<c10::TensorImpl>(t.getIntrusivePtr()), t.storage().getWeakStorageImpl(), t.const_data_ptr(),
+                           t.numel(), t.stride(0), static_cast<uint32_t>(t._version()), limit, extra});
   }
 
  private:
+  static constexpr int64_t kSlots = 512;
+  int64_t find(const at::Tensor& t, int64_t limit, int64_t extra) const {
+    for (int64_t i = 0; i < kSlots; ++i)
+      if (tensors_[i] == t.unsafeGetTensorImpl() && slots_[i]->limit == limit && slots_[i]->extra == extra) return i;
+    return -1;
+  }
   std::mutex mutex_;
-  std::array<std::optional<Seen>, 512> slots_;
-  size_t next_ = 0;
+  std::array<const void*, kSlots> tensors_{};  // beside the slots, so that a search reads 4 KB
+  std::array<std::optional<Seen>, kSlots> slots_;
+  int64_t next_ = 0;
 };
 
 Memory& memory() {
@@ -47,24 +67,13 @@ Memory& memory() {
   return *instance;
 }
 
-constexpr int64_t kBlock = 1 << 14;
-
-// The first position whose value is outside [0, limit), or -1. One pass without branches per block.
-int64_t first_outside(const int32_t* values, int64_t count, int64_t limit) {
-  const uint32_t bound = static_cast<uint32_t>(std::min<int64_t>(limit, int64_t{1} << 31));
+// The first position whose value is outside [0, limit), or -1.
+int64_t first_outside_of_all(const int32_t* values, int64_t count, int64_t limit) {
   std::atomic<int64_t> found{count};
-  at::parallel_for(0, (count + kBlock - 1) / kBlock, 16, [&](int64_t from, int64_t to) {
-    for (int64_t b = from; b < to; ++b) {
-      const int64_t begin = b * kBlock, end = std::min(begin + kBlock, count);
-      uint32_t bad = 0;
-      for (int64_t i = begin; i < end; ++i) bad |= static_cast<uint32_t>(values[i]) >= bound;
-      if (!bad) continue;
-      int64_t at = begin;
-      while (static_cast<uint32_t>(values[at]) < bound) ++at;
-      int64_t before = found.load();
-      while (at < before && !found.compare_exchange_weak(before, at)) {
-      }
-      return;
+  at::parallel_for(0, count, 1 << 18, [&](int64_t begin, int64_t end) {
+    const int64_t at = first_outside(values, begin, end, limit);
+    int64_t before = found.load();
+    while (at < end && at < before && !found.compare_exchange_weak(before, at)) {
     }
   });
   return found.load() == count ? -1 : found.load();
@@ -85,7 +94,8 @@ CsrPattern checked_pattern(const char* op, const at::Tensor& crow, const at::Ten
                     rows, " x ", cols);
   check_ints(op, crow_name, crow, true);
   check_ints(op, col_name, col, false);
-  TORCH_CHECK_VALUE(crow.numel() == rows + 1, op, ": ", crow_name, ": expected ", rows + 1, " row pointers for ", rows, " rows, got ", crow.numel());
+  TORCH_CHECK_VALUE(crow.numel() - 1 == rows, op, ": ", crow_name, ": expected ", static_cast<uint64_t>(rows) + 1, " row pointers for ", rows,
+                    " rows, got ", crow.numel());
   CsrPattern p;
   p.rows = rows, p.cols = cols, p.nnz = col.numel();
   p.crow_keep = crow.to(at::kLong).contiguous();
@@ -93,16 +103,16 @@ CsrPattern checked_pattern(const char* op, const at::Tensor& crow, const at::Ten
   p.crow = p.crow_keep.const_data_ptr<int64_t>();
   p.col = p.col_keep.const_data_ptr<int32_t>();
   if (!memory().has(crow, rows, p.nnz)) {
-    TORCH_CHECK_VALUE(p.crow[0] == 0, op, ": ", crow_name, ": expected to start at 0, got ", p.crow[0]);
-    for (int64_t r = 0; r < rows; ++r)
-      TORCH_CHECK_VALUE(p.crow[r] <= p.crow[r + 1], op, ": ", crow_name, ": expected row pointers that never fall, got ", p.crow[r], " then ",
-                        p.crow[r + 1], " at row ", r);
-    TORCH_CHECK_VALUE(p.crow[rows] == p.nnz, op, ": ", crow_name, ": expected the last row pointer to be the number of columns stored (", p.nnz,
-                      "), got ", p.crow[rows]);
+    const CsrFinding found = pointer_fault(p.crow, crow.numel(), rows, p.nnz);
+    TORCH_CHECK_VALUE(found.fault != CsrFault::pointer_start, op, ": ", crow_name, ": expected to start at 0, got ", p.crow[0]);
+    TORCH_CHECK_VALUE(found.fault != CsrFault::pointer_falls, op, ": ", crow_name, ": expected row pointers that never fall, got ", p.crow[found.row],
+                      " then ", p.crow[found.row + 1], " at row ", found.row);
+    TORCH_CHECK_VALUE(found.fault == CsrFault::none, op, ": ", crow_name, ": expected the last row pointer to be the number of columns stored (",
+                      p.nnz, "), got ", p.crow[rows]);
     memory().add(crow, rows, p.nnz);
   }
   if (!memory().has(col, cols, -1)) {
-    const int64_t bad = first_outside(p.col, p.nnz, cols);
+    const int64_t bad = first_outside_of_all(p.col, p.nnz, cols);
     if (bad >= 0) {
       const int64_t row = std::upper_bound(p.crow, p.crow + rows + 1, bad) - p.crow - 1;
       TORCH_CHECK_VALUE(false, op, ": ", col_name, ": expected columns in [0, ", cols, "), got ", p.col[bad], " in row ", row, ", position ", bad);
@@ -117,9 +127,9 @@ at::Tensor checked_positions(const char* op, const char* name, const at::Tensor&
   TORCH_CHECK_VALUE(positions.numel() == count, op, ": ", name, ": expected ", count, " positions, got ", positions.numel());
   at::Tensor kept = positions.contiguous();
   if (!memory().has(positions, limit, -2)) {
-    const int64_t bad = first_outside(kept.const_data_ptr<int32_t>(), count, limit);
-    TORCH_CHECK_VALUE(bad < 0, op, ": ", name, ": expected positions in [0, ", limit, "), got ", kept.const_data_ptr<int32_t>()[std::max<int64_t>(bad, 0)],
-                      " at ", bad);
+    const int64_t bad = first_outside_of_all(kept.const_data_ptr<int32_t>(), count, limit);
+    TORCH_CHECK_VALUE(bad < 0, op, ": ", name, ": expected positions in [0, ", limit, "), got ",
+                      kept.const_data_ptr<int32_t>()[std::max<int64_t>(bad, 0)], " at ", bad);
     memory().add(positions, limit, -2);
   }
   return kept;

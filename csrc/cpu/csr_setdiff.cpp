@@ -17,8 +17,9 @@ namespace sparsekern {
 namespace {
 
 constexpr const char* kOp = "csr_setdiff";
-constexpr int64_t kShare = 1 << 15;     // pairs below which another thread does not pay
-constexpr int64_t kRowGrain = 1 << 14;  // samples and active entries of the rows that one thread takes at a time
+constexpr int64_t kShare = 1 << 16;     // pairs below which another thread does not pay
+constexpr int64_t kWidest = 1 << 24;    // columns that a thread's map of marks may span
+constexpr int64_t kRowGrain = 1 << 16;  // samples and active entries of the rows that one thread takes at a time
 
 // Columns grouped by row: those of row r are columns[start[r]] to columns[start[r + 1] - 1], in any order.
 struct Buckets {
@@ -34,9 +35,10 @@ Buckets by_row(const char* op, const int32_t* rows, const int32_t* cols, int64_t
   at::parallel_for(0, shares, 1, [&](int64_t from, int64_t to) {
     for (int64_t s = from; s < to; ++s) {
       uint32_t* here = next.data() + s * p.rows;
-      for (int64_t i = count * s / shares; i < count * (s + 1) / shares; ++i) {
+      const int64_t end = count * (s + 1) / shares, high = p.rows, wide = p.cols;  // stores to `here` could change all but locals
+      for (int64_t i = count * s / shares; i < end; ++i) {
         if ((rows[i] | cols[i]) < 0) continue;
-        if (rows[i] < p.rows && cols[i] < p.cols) {
+        if (rows[i] < high && cols[i] < wide) {
           ++here[rows[i]];
         } else {
           int64_t before = outside.load();
@@ -65,11 +67,20 @@ Buckets by_row(const char* op, const int32_t* rows, const int32_t* cols, int64_t
   at::parallel_for(0, shares, 1, [&](int64_t from, int64_t to) {
     for (int64_t s = from; s < to; ++s) {
       uint32_t* here = next.data() + s * p.rows;
-      for (int64_t i = count * s / shares; i < count * (s + 1) / shares; ++i)
-        if ((rows[i] | cols[i]) >= 0) b.columns[here[rows[i]]++] = cols[i];
+      int32_t* columns = b.columns.get();
+      const int64_t end = count * (s + 1) / shares;
+      for (int64_t i = count * s / shares; i < end; ++i)
+        if ((rows[i] | cols[i]) >= 0) columns[here[rows[i]]++] = cols[i];
     }
   });
   return b;
+}
+
+// The same as new_columns by sorting, for matrices too wide for a map.
+int64_t new_columns_by_sort(int32_t* samples, int64_t count, const int32_t* active, int64_t actives) {
+  std::sort(samples, samples + count);
+  int32_t* end = std::unique(samples, samples + count);
+  return std::remove_if(samples, end, [&](int32_t c) { return std::binary_search(active, active + actives, c); }) - samples;
 }
 
 }  // namespace
@@ -81,13 +92,16 @@ int64_t keep_new_positions(const char* op, int32_t* rows, int32_t* cols, int64_t
   const auto work = SK_PICK(new_columns);
   const int64_t grain = std::max<int64_t>(1, kRowGrain * p.rows / (count + p.nnz + 1));
   at::parallel_for(0, p.rows, grain, [&](int64_t from, int64_t to) {
-    std::vector<uint8_t> marks((p.cols + 63) / 64 * 64);
-    std::vector<uint64_t> summary((p.cols + 4095) / 4096);
+    const bool mapped = p.cols <= kWidest;
+    std::vector<uint8_t> marks(mapped ? (p.cols + 63) / 64 * 64 : 0);
+    std::vector<uint64_t> summary(mapped ? (p.cols + 4095) / 4096 : 0);
     for (int64_t r = from; r < to; ++r) {
-      const int64_t samples = b.start[r + 1] - b.start[r];
-      first[r + 1] = samples == 0 ? 0
-                                  : work(b.columns.get() + b.start[r], samples, p.col + p.crow[r], p.crow[r + 1] - p.crow[r], marks.data(),
-                                         summary.data(), p.cols);
+      int32_t* samples = b.columns.get() + b.start[r];
+      const int32_t* active = p.col + p.crow[r];
+      const int64_t count = b.start[r + 1] - b.start[r], actives = p.crow[r + 1] - p.crow[r];
+      if (count == 0) continue;
+      first[r + 1] =
+          mapped ? work(samples, count, active, actives, marks.data(), summary.data(), p.cols) : new_columns_by_sort(samples, count, active, actives);
     }
   });
   for (int64_t r = 0; r < p.rows; ++r) first[r + 1] += first[r];

@@ -42,24 +42,18 @@ int64_t threads_for(int64_t work) {
 
 namespace {
 
-// How wide a panel is: as wide as fits in half of a second-level cache of 1 MB, since each nonzero's column and value are read
-// once a panel. Higher operands do not fit at any width; there two lines a nonzero are the best use of what is loaded.
+// A row of a panel is two cache lines: with 4,096 rows it takes half of a second-level cache of 1 MB.
 template <class T>
-int panel_vectors(int64_t height) {
-  if constexpr (std::is_same_v<T, double>) return 1;
-  if constexpr (std::is_same_v<T, c10::BFloat16>) return 4;
-  constexpr int64_t kBytes = 640 << 10;
-  for (int vectors : {4, 2, 1})
-    if (height * 64 * vectors <= kBytes) return vectors;
-  return 2;
-}
+constexpr int kWidest = std::is_same_v<T, double>          ? 1
+                        : std::is_same_v<T, c10::BFloat16> ? 4
+                                                           : 2;
 
 template <class T>
 void run(const Spmm<T>& s, int64_t rows, int64_t nnz) {
   using P = PanelOf<T>;
   const int64_t width = s.out.width;
   if (rows == 0 || width == 0) return;
-  const int most = panel_vectors<T>(s.b.height), least = std::is_same_v<T, c10::BFloat16> ? 2 : 1;
+  constexpr int most = kWidest<T>;
   const int64_t panels = (width + 16 * most - 1) / (16 * most);
   // The threads get equal shares of (panel, row) pairs, panel by panel; a row weighs its nonzeros and one more.
   const int64_t weight = nnz + rows, total = panels * weight;
@@ -80,22 +74,36 @@ void run(const Spmm<T>& s, int64_t rows, int64_t nnz) {
     for (int64_t p = begin / weight; p < panels && p * weight < end; ++p) {
       const int64_t from = row_at(begin - p * weight), to = end >= (p + 1) * weight ? rows : row_at(end - p * weight);
       if (from >= to) continue;
-      int vectors = most;
-      while (vectors > least && (width - p * 16 * most) <= 8 * vectors) vectors /= 2;
-      SK_PICK(spmm_piece<T>)(s, vectors, p * 16 * most, from, to, in_place ? nullptr : scratch.template at<void>(0), true);
+      const int vectors = most > 1 && width - p * 16 * most <= 8 * most ? most / 2 : most;
+      SK_PICK(spmm_piece<T>)(s, vectors, p * 16 * most, from, to, in_place ? nullptr : scratch.template at<void>(0));
     }
   });
 }
 
 }  // namespace
 
-void spmm_into(const CsrPattern& w, const at::Tensor& val, const at::Tensor& b, const std::optional<at::Tensor>& bias, const at::Tensor& out) {
+void spmm_into(const CsrPattern& w, const at::Tensor& val, const at::Tensor& b, const std::optional<at::Tensor>& bias, const at::Tensor& out,
+               const at::Tensor& perm) {
   for_value_type("csr_spmm", "b", b.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
+    using A = Arith<T>;
     const auto arith = std::is_same_v<T, double> ? at::kDouble : at::kFloat;
-    const at::Tensor values = val.to(arith).contiguous(), offset = bias ? bias->to(arith).contiguous() : at::Tensor();
-    run<T>({w.crow, w.col, values.const_data_ptr<Arith<T>>(), bias ? offset.const_data_ptr<Arith<T>>() : nullptr, dense_view<const T>(b),
-            dense_view<T>(out)},
+    at::Tensor values = val.contiguous();
+    if (perm.defined()) {
+      at::Tensor moved = at::empty({w.nnz}, values.options().dtype(arith));
+      const int32_t* from = perm.const_data_ptr<int32_t>();
+      for_value_type("csr_spmm_t", "val", val.scalar_type(), [&](auto number) {
+        using N = decltype(number);
+        if constexpr (std::is_same_v<Arith<N>, A>)
+          at::parallel_for(0, w.nnz, 1 << 16, [&](int64_t first, int64_t last) {
+            SK_PICK(gather_values<N, A>)(values.const_data_ptr<N>(), from + first, last - first, moved.mutable_data_ptr<A>() + first);
+          });
+      });
+      values = moved;
+    }
+    values = values.to(arith);
+    const at::Tensor offset = bias ? bias->to(arith).contiguous() : at::Tensor();
+    run<T>({w.crow, w.col, values.const_data_ptr<A>(), bias ? offset.const_data_ptr<A>() : nullptr, dense_view<const T>(b), dense_view<T>(out)},
            w.rows, w.nnz);
   });
 }
@@ -129,7 +137,7 @@ at::Tensor csr_spmm_t_cpu(const at::Tensor& crow_t, const at::Tensor& row_t, con
   const at::Tensor positions = checked_positions(kOp, "perm", perm, w.nnz, w.nnz);
   check_algo(kOp, algo);
   at::Tensor out = at::empty({cols, b.size(1)}, b.options());
-  spmm_into(w, val.index_select(0, positions), with_unit_stride(b), std::nullopt, out);
+  spmm_into(w, val, with_unit_stride(b), std::nullopt, out, positions);
   return out;
 }
 

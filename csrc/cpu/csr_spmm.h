@@ -1,4 +1,4 @@
-// One row of the product at a time, a panel of 16, 32 or 64 columns wide: out[r] = sum over e of val[e] * panel[col[e]].
+// One row of the product at a time, a panel of 32 columns wide (64 in bfloat16): out[r] = sum over e of val[e] * panel[col[e]].
 // Four nonzeros are in flight, each in a chain of its own: nonzero e of a row belongs to chain e mod 4, and the sum is
 // (0 + 1) + (2 + 3) + bias, whatever the instruction set. Bound by the two cache lines that each nonzero takes from L2.
 #include "cpu/csr_panel.h"
@@ -54,22 +54,34 @@ SK_INLINE void spmm_rows(const Spmm<T>& s, const PanelOf<T>* panel, int64_t stri
 
 // `buffer` null: the operand is read where it lies, row-major and of a width that fills whole vectors.
 template <class T, int V>
-SK_INLINE void spmm_panel(const Spmm<T>& s, int64_t j, int64_t from, int64_t to, PanelOf<T>* buffer, bool pack) {
+SK_INLINE void spmm_panel(const Spmm<T>& s, int64_t j, int64_t from, int64_t to, PanelOf<T>* buffer) {
   if constexpr (std::is_same_v<T, PanelOf<T>>) {
     if (buffer == nullptr) return spmm_rows<T, V>(s, s.b.data + j, s.b.row, j, from, to);
   }
-  if (pack) pack_panel<V>(s.b, j, buffer);
+  pack_panel<V>(s.b, j, buffer);
   spmm_rows<T, V>(s, buffer, panel_row<PanelOf<T>>(V), j, from, to);
 }
 
 template <class T>
-void spmm_piece(const Spmm<T>& s, int vectors, int64_t j, int64_t from, int64_t to, void* buffer, bool pack) {
+void spmm_piece(const Spmm<T>& s, int vectors, int64_t j, int64_t from, int64_t to, void* buffer) {
   auto* panel = static_cast<PanelOf<T>*>(buffer);
   if constexpr (std::is_same_v<T, double>) {
-    spmm_panel<T, 1>(s, j, from, to, panel, pack);
+    spmm_panel<T, 1>(s, j, from, to, panel);
+  } else if constexpr (std::is_same_v<T, c10::BFloat16>) {
+    if (vectors == 4) return spmm_panel<T, 4>(s, j, from, to, panel);
+    spmm_panel<T, 2>(s, j, from, to, panel);
   } else {
-    if (vectors == 4) return spmm_panel<T, 4>(s, j, from, to, panel, pack);
-    if (vectors == 2) return spmm_panel<T, 2>(s, j, from, to, panel, pack);
-    if constexpr (!std::is_same_v<T, c10::BFloat16>) spmm_panel<T, 1>(s, j, from, to, panel, pack);
+    if (vectors == 2) return spmm_panel<T, 2>(s, j, from, to, panel);
+    spmm_panel<T, 1>(s, j, from, to, panel);
+  }
+}
+
+// to[e] = val[perm[e]]: a transposed walk takes one value from each of many rows, so each line is asked for before its turn comes.
+template <class N, class A>
+void gather_values(const N* val, const int32_t* perm, int64_t count, A* to) {
+  for (int64_t e = 0; e < count; ++e) {
+    const N* from = val + perm[e];
+    __builtin_prefetch(reinterpret_cast<const char*>(from) + 128, 0, 2);
+    to[e] = static_cast<A>(*from);
   }
 }

@@ -40,7 +40,8 @@ Dense<T> dense_view(const Tensor& t) {
 // How many threads `work` multiply-adds are worth.
 int64_t threads_for(int64_t work);
 
-// out = W b + bias; b and out have one unit stride each, and everything has been checked.
-void spmm_into(const CsrPattern& w, const at::Tensor& val, const at::Tensor& b, const std::optional<at::Tensor>& bias, const at::Tensor& out);
+// out = W b + bias, with the values val[perm[e]] where `perm` is given; b and out have one unit stride each, all has been checked.
+void spmm_into(const CsrPattern& w, const at::Tensor& val, const at::Tensor& b, const std::optional<at::Tensor>& bias, const at::Tensor& out,
+               const at::Tensor& perm = {});
 
 }  // namespace sparsekern

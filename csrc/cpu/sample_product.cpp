@@ -51,7 +51,7 @@ struct Sampler {
 
   void draw(uint64_t first, int64_t count, int32_t* rows, int32_t* cols) const {
     const auto work = SK_PICK(draw_samples);
-    at::parallel_for(0, count, 1 << 14,
+    at::parallel_for(0, count, 1 << 15,
                      [&](int64_t from, int64_t to) { work(rows_.view, cols_.view, seed_, first + from, to - from, rows + from, cols + from); });
   }
 

@@ -13,7 +13,8 @@ from sparsekern import ops
 from sparsekern.sparsity import taps
 from sparsekern.sparsity.counter_rng import seed
 from sparsekern.sparsity.dynamic import Dynamic, DynamicConfig
-from sparsekern.sparsity.stores import Move, flat_places, matrix
+from sparsekern.sparsity.ranks import Ranks
+from sparsekern.sparsity.stores import Move, matrix
 
 
 @dataclass(kw_only=True)
@@ -48,10 +49,10 @@ class GSE(Dynamic):
     Uniform: every pair alike. GraBo: in proportion to the sums of |input| and |output gradient| over the batch. GraEst: to |sums under
     random signs| shared by both sides. Every draw is a function of (seed, step, layer).
 
-    A layer that is used several times in one pass draws from the use that comes first in the backward pass and sums over all. Under
-    DistributedDataParallel use `distribution="uniform"` and scope="local"; the gradients of candidates are averaged over the ranks.
-    `hook()` under a gradient scaler does not know its scale: there, the first update of new connections is made with the scaled gradient
-    unless event_skips_update is set.
+    A layer that is used several times in one pass draws from the use that comes first in the backward pass and sums over all. The
+    ranks of a distributed run draw the same candidates, from the activities of all of them, and average their gradients. `hook()` does
+    not know the scale of a gradient scaler: there, the first update of new connections is made with the scaled gradient unless
+    event_skips_update is set.
 
     Args:
         model, optimizer: see Sparsifier; storage="csr" replaces layers of the model and parameters in the optimizer (see SparseStart).
@@ -70,6 +71,10 @@ class GSE(Dynamic):
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
         if not (c.gamma > 0 and math.isfinite(c.gamma)):
             raise ValueError(f"gamma: expected a positive number of candidates per connection, got {c.gamma}")
+        self._ranks = Ranks()
+        if self._ranks.count > 1 and c.scope == "global" and not self.store.dense:
+            raise ValueError('scope: "global" changes the size of parameters, which DistributedDataParallel does not allow; use scope="local" '
+                             'or storage="masked"')
         patterns = super().make_patterns()
         if not 1 <= c.event_batches <= c.delta_t:
             raise ValueError(f"event_batches: expected 1 to delta_t ({c.delta_t}), got {c.event_batches}")
@@ -116,7 +121,8 @@ class GSE(Dynamic):
         if c.distribution == "uniform":
             at_work = torch.ones(rows, device=crow.device), torch.ones(taps.groups(module), cols, device=crow.device)
         else:
-            at_work = taps.activities(module, h, delta, signed=c.distribution == "graest", seed=seed(c.seed, self.steps, index, 1))
+            key = seed(c.seed, self.steps, index, 1, self._ranks.rank)          # other samples, other signs
+            at_work = self._ranks.sum(*taps.activities(module, h, delta, signed=c.distribution == "graest", seed=key))
         return taps.candidates(*at_work, crow, col, c.gamma, seed(c.seed, self.steps, index, 0))
 
     def observe(self) -> None:
@@ -136,9 +142,9 @@ class GSE(Dynamic):
         samples = {index: sample for index, sample in self._samples.items() if grads[index] is not None and sample.fresh is not None}
         unseen = [layer.name for index, layer in enumerate(self.layers) if grads[index] is not None and index not in samples]
         if unseen:
-            raise ValueError(f"GSE: event at step {self.steps}: the forward pass of {', '.join(unseen)} was not seen. Hooks do not reach into "
-                             f"compiled graphs: call the model without torch.compile in steps for which `collecting(step)` is true")
-        _average([tensor for sample in samples.values() for tensor in (sample.grads, sample.fresh)])
+            raise ValueError(f"GSE: event at step {self.steps}: the forward pass of {', '.join(unseen)} was not seen by its hook, as in a model "
+                             f"compiled before it was made sparse; compile it afterwards")
+        self._ranks.mean_([tensor for sample in samples.values() for tensor in (sample.grads, sample.fresh)])
         if not all(bool(sample.grads.isfinite().all()) for sample in samples.values()):
             self._samples.clear()
             return None
@@ -172,18 +178,21 @@ class GSE(Dynamic):
         born = lost = 0
         for index, (crow, col, _) in patterns.items():
             cols, move = matrix(self.layers[index].shape)[1], moves[index]
-            if index in self._newest:
-                gone = flat_places(crow, col, cols)[move.drop]
-                born, lost = born + len(self._newest[index]), lost + int(torch.isin(gone, self._newest[index]).sum())
+            if len(self._newest.get(index, ())):
+                newest, at = self._newest[index], move.drop.nonzero().flatten()
+                gone = (torch.searchsorted(crow, at, right=True) - 1) * cols + col[at]              # ascending, as `newest` is
+                place = torch.searchsorted(newest, gone).clamp(max=len(newest) - 1)
+                born, lost = born + len(newest), lost + int((newest[place] == gone).sum())
             self._newest[index] = (move.rows.long() * cols + move.cols)[move.take]
         return 1 - lost / born if born else None
 
     # The way to disk and back.
 
     def remove(self, subnet: str | None = None) -> nn.Module:
+        model = super().remove(subnet)
         for tap in self._taps:
             tap.remove()
-        return super().remove(subnet)
+        return model
 
     def extra_tensors(self) -> dict[str, Tensor]:
         tensors = {f"newest/{self.layers[index].name}": places for index, places in self._newest.items()}
@@ -202,10 +211,3 @@ class GSE(Dynamic):
             if found:
                 self._samples[index] = Sample(**found)
 
-
-def _average(tensors: list[Tensor]) -> None:
-    """Over the ranks of a distributed run, in place."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        for tensor in tensors:
-            torch.distributed.all_reduce(tensor)
-            tensor /= torch.distributed.get_world_size()

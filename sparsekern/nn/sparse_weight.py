@@ -31,10 +31,10 @@ class SparseWeight(nn.Module):
         super().__init__()
         self.rows, self.cols = rows, cols
         self._check(crow, col, values, bias)
-        self.values = nn.Parameter(values.detach())
+        self.values = nn.Parameter(values.detach().contiguous())
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach()))
-        self.register_buffer("crow", crow)
-        self.register_buffer("col", col)
+        self.register_buffer("crow", crow.contiguous())
+        self.register_buffer("col", col.contiguous())
         self.backend = backend
 
     @property

@@ -58,8 +58,8 @@ def check_activity(x, signed, seed, offset, kernel_size, stride, padding, dilati
         raise ValueError("activity: seed: expected an int64 tensor with signed=True, got None")
     if signed:
         check_seed("activity", seed, x.device)
-    if offset < 0:
-        raise ValueError(f"activity: offset: expected a number >= 0, got {offset}")
+    if not 0 <= offset <= 2**62:
+        raise ValueError(f"activity: offset: expected a number from 0 to 2^62, got {offset}")
     if not kernel_size:
         if x.dim() == 0:
             raise ValueError("activity: x: expected [..., features], got a scalar")

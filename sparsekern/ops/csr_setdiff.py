@@ -46,7 +46,7 @@ def csr_setdiff_reference(rows, cols, crow, col, n_cols):
     n_rows = max(crow.numel() - 1, 0)
     check_pattern("csr_setdiff", crow, col, n_rows, n_cols)
     valid = (rows >= 0) & (cols >= 0)
-    outside = valid & ((rows >= n_rows) | (cols >= n_cols))
+    outside = valid & ((rows.long() >= n_rows) | (cols.long() >= n_cols))          # as int64: 2^31 columns are allowed
     if rows.device.type == "cpu" and outside.any():
         at = int(outside.nonzero()[0])
         raise ValueError(f"csr_setdiff: rows, cols: expected positions inside {n_rows} x {n_cols}, got ({int(rows[at])}, {int(cols[at])}) at {at}")

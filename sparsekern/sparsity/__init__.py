@@ -1,4 +1,5 @@
 """The engine: masks, schedules and optimizer state over time. It knows no algorithm."""
+from sparsekern.sparsity.dynamic import Dynamic, DynamicConfig, SparseStart, SparseStartConfig
 from sparsekern.sparsity.masks import MaskSet
 from sparsekern.sparsity.patterns import Unstructured
 from sparsekern.sparsity.sparsifier import Sparsifier, SparsifierConfig
@@ -6,5 +7,5 @@ from sparsekern.sparsity.sparsify import SparsifiedLayer, SparsifyReport, sparsi
 from sparsekern.sparsity.timeline import ALL, FOREVER, Moment, Phase, Timeline, View
 from sparsekern.sparsity.update import Correction
 
-__all__ = ["ALL", "FOREVER", "Correction", "MaskSet", "Moment", "Phase", "SparsifiedLayer", "Sparsifier", "SparsifierConfig",
-           "SparsifyReport", "Timeline", "Unstructured", "View", "sparsify"]
+__all__ = ["ALL", "FOREVER", "Correction", "Dynamic", "DynamicConfig", "MaskSet", "Moment", "Phase", "SparseStart", "SparseStartConfig",
+           "SparsifiedLayer", "Sparsifier", "SparsifierConfig", "SparsifyReport", "Timeline", "Unstructured", "View", "sparsify"]

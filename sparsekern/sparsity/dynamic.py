@@ -118,6 +118,8 @@ class SparseStart(Sparsifier):
 
     def remove(self, subnet: str | None = None) -> nn.Module:
         attached = self._attached is not None
+        if subnet is not None:
+            self.masks.counts(subnet)                               # an unknown name is refused before anything changes
         super().remove(None if not self.store.dense else subnet)
         if attached and not self.store.dense:
             self.store.stop_waiting()

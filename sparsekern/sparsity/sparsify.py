@@ -13,6 +13,7 @@ from sparsekern.sparsity.layers import survey_layers
 from sparsekern.sparsity.patterns import Unstructured
 
 ALLOCATIONS = ("er", "erk", "uniform", "global")
+_HOOKS = {"_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"}
 _ASSUMED_BATCH, _ASSUMED_SIZE = 128, 16                     # of inputs that no example shows
 
 
@@ -71,8 +72,8 @@ def sparsify(model: nn.Module, sparsity: float | None = None, *, allocation: str
              skip_last: bool = False, skip_depthwise: bool = False, only: str | None = None, exclude: str | None = None) -> SparsifyReport:
     """Exchange every nn.Linear and nn.Conv2d of `model`, in place, for SparseLinear and SparseConv2d.
 
-    Parameters are replaced, so build the optimizer afterwards. Weights that are tied, belong to a module used in several places, or are
-    read outside their own forward (`out_proj` of nn.MultiheadAttention) are left dense and named in the report.
+    Parameters are replaced, so build the optimizer afterwards. Weights that are tied, belong to a module used in several places or with
+    hooks on it, or are read outside their own forward (`out_proj` of nn.MultiheadAttention) are left dense and named in the report.
 
     Args:
         model: any module that contains such layers (itself not one of them).
@@ -146,6 +147,8 @@ def _exchangeable(model: nn.Module, **options) -> tuple[dict[str, nn.Module], di
             left[layer.name] = "its module is used in several places"
         elif not own or (isinstance(module, nn.Conv2d) and kind._conv_forward is not nn.Conv2d._conv_forward):
             left[layer.name] = f"{kind.__name__} has a forward of its own"
+        elif any(hooks for name, hooks in vars(module).items() if name in _HOOKS):
+            left[layer.name] = "hooks are registered on its module; remove them first"
         else:
             found[layer.name] = module
     return found, left

@@ -32,12 +32,16 @@ class Tap:
 
     def _forward(self, module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
         if self.open and output.requires_grad:
-            h = (args[0] if args else kwargs["input" if "input" in kwargs else "x"]).detach()
+            self._watch(module, args[0] if args else kwargs["input" if "input" in kwargs else "x"], output)
 
-            def backward(delta: Tensor) -> None:
-                with torch.no_grad():
-                    self.seen(module, h, delta.detach())
-            output.register_hook(backward)
+    @torch.compiler.disable                         # a compiled model leaves its graph here, in the steps that are watched only
+    def _watch(self, module: nn.Module, h: Tensor, output: Tensor) -> None:
+        h = h.detach()
+
+        def backward(delta: Tensor) -> None:
+            with torch.no_grad():
+                self.seen(module, h, delta.detach())
+        output.register_hook(backward)
 
 
 def is_convolution(module: nn.Module) -> bool:

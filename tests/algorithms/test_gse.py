@@ -276,7 +276,7 @@ def test_the_heuristic_goes_with_the_gradient(distribution):
             found.append(torch.corrcoef(torch.stack([product, layer.param.grad.abs().flatten()]))[0, 1].item())
         sparsifier.step()
         sparsifier.optimizer.zero_grad()
-    assert sum(found) / len(found) > (0.4 if distribution == "grabo" else 0.15), found
+    assert sum(found) / len(found) > (0.4 if distribution == "grabo" else 0.05), found
 
 
 # The run.
@@ -297,6 +297,22 @@ def test_it_learns(distribution):
     net, _, sparsifier = make_gse(total_steps=150, delta_t=5, end=100, distribution=distribution)
     train(net, sparsifier, range(150))
     assert accuracy(net) > 0.9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_learns_in_half_precision(dtype):
+    """Under autocast (inputs float32, output gradients bfloat16), and as a model that is bfloat16 itself; channels-last images."""
+    net, opt, sparsifier = make_gse(distribution="grabo", dtype=dtype, total_steps=100)
+    losses = []
+    for step in range(60):
+        x, y = toy_batch(step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+            loss = nn.functional.cross_entropy(net(x.to(dtype).contiguous(memory_format=torch.channels_last)).float(), y)
+        loss.backward()
+        sparsifier.step()
+        opt.zero_grad()
+        losses.append(loss.item())
+    assert len(sparsifier.history) == 10 and sum(losses[-10:]) < 0.5 * sum(losses[:10]) and net[3].values.dtype == dtype
 
 
 def test_hook_equals_step():
@@ -352,6 +368,8 @@ def test_subnet_and_remove():
     twin = copy.deepcopy((net, opt, sparsifier))
     assert sparsifier.remove() is net and isinstance(net[3], SparseConv2d) and torch.equal(net(x), expected)
     net, opt, sparsifier = twin
+    with pytest.raises(ValueError, match="unknown sub-net '0.5'"):
+        sparsifier.remove("0.5")
     sparsifier.remove("0.8")
     assert [type(net[i]) for i in (0, 3, 6, 11)] == [nn.Conv2d] * 3 + [nn.Linear]
     torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-5)
@@ -362,16 +380,16 @@ def test_subnet_and_remove():
 
 
 def test_nothing_of_a_dense_weights_size_is_made():
-    """300 x 400 and 400 x 300 weights, 98 % sparse, batches of 8: forward, backward, update and events."""
-    net = nn.Sequential(SparseLinear.from_shape(300, 400, sparsity=0.98), nn.ReLU(), SparseLinear.from_shape(400, 300, sparsity=0.98))
+    """1000 x 1200 weights, 99 % sparse, batches of 8: forward, backward, update and events. Not even one byte for each weight."""
+    net = nn.Sequential(SparseLinear.from_shape(1000, 1200, sparsity=0.99), nn.ReLU(), SparseLinear.from_shape(1200, 1000, sparsity=0.99))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     for distribution in ("uniform", "grabo", "graest"):
         sparsifier = sparsekern.GSE(net, optimizer, total_steps=30, delta_t=2, distribution=distribution)
-        with watch_allocations(300 * 400) as watch:
+        with watch_allocations(1000 * 1200) as watch:
             for _ in range(4):
-                net(torch.randn(8, 300)).square().mean().backward()
+                net(torch.randn(8, 1000)).square().mean().backward()
                 sparsifier.step()
-        assert len(sparsifier.history) == 2 and watch.largest < 300 * 400
+        assert len(sparsifier.history) == 2 and 0 < watch.largest < 1000 * 1200
         sparsifier.remove()
 
 
@@ -402,13 +420,33 @@ def test_masks_cannot_be_given_to_sparse_layers_and_rigl_is_masked_only():
         make("rigl", storage="csr")
 
 
-def test_a_compiled_forward_that_hides_its_layers_is_named():
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_a_compiled_model_leaves_its_graph_in_the_steps_of_events_only():
+    runs, graphs, counts = [], [], []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+    for compiled in (False, True):
+        net, opt, sparsifier = make_gse(distribution="grabo", dtype=torch.float64)
+        model = torch.compile(net, backend=backend) if compiled else net
+        for step in range(14):
+            backward(model, step)
+            sparsifier.step()
+            opt.zero_grad()
+            counts.append(len(graphs))
+        runs.append((places(sparsifier), values(sparsifier)))
+    assert all(torch.equal(a, b) for kind in (0, 1) for a, b in zip(runs[0][kind], runs[1][kind]))
+    assert counts[14:18] == [1] * 4 and counts[18] > 1 and counts[19:] == [counts[18]] * 9
+
+
+def test_a_forward_that_no_hook_saw_is_named():
     net, _, sparsifier = make_gse()
     train(net, sparsifier, range(4))
     for tap in sparsifier._taps:
         tap.open = False
     backward(net, 4)
-    with pytest.raises(ValueError, match="the forward pass of 0.weight, 3.weight, 6.weight, 11.weight was not seen"):
+    with pytest.raises(ValueError, match="the forward pass of 0.weight, 3.weight, 6.weight, 11.weight was not seen by its hook"):
         sparsifier.step()
 
 

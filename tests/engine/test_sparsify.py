@@ -175,7 +175,8 @@ def test_what_cannot_be_exchanged_is_named():
             self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
             self.second.weight = self.first.weight
             self.twice = self.again = nn.Linear(8, 8)
-            self.plain = nn.Linear(8, 8)
+            self.plain, self.hooked = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.hooked.register_forward_hook(lambda module, inputs, output: output)
 
     class Doubled(nn.Linear):
         def forward(self, x):
@@ -186,7 +187,7 @@ def test_what_cannot_be_exchanged_is_named():
     assert report.left_dense == {
         "attention.out_proj.weight": "its weight is read outside its own forward", "head.weight": "its weight is read outside its own forward",
         "own.weight": "Doubled has a forward of its own", "first.weight": "tied: 2 modules share it",
-        "twice.weight": "its module is used in several places"}
+        "twice.weight": "its module is used in several places", "hooked.weight": "hooks are registered on its module; remove them first"}
     assert "left dense: first.weight: tied" in str(report)
 
 

@@ -40,25 +40,32 @@ def test_measured_once_per_setting(monkeypatch):
     layer, alike = (SparseLinear.from_shape(40, 30, sparsity=0.5, seed=seed) for seed in (0, 1))
     choose_backend(layer, (7, 40))
     count = len(calls)
-    assert count == 2 * 6                                   # a warm-up and five rounds of each
+    assert count == 2 * 10                                  # a warm-up and nine rounds of each
     choose_backend(alike, (7, 40))
     choose_backend(SparseLinear.from_shape(40, 30, sparsity=0.51), (7, 40))     # as good as the same number of nonzeros
     assert len(calls) == count
     for different in ({"shape": (8, 40)}, {"dtype": torch.bfloat16}, {"layer": SparseLinear.from_shape(40, 30, sparsity=0.9)}):
         choose_backend(different.pop("layer", layer), different.pop("shape", (7, 40)), **different)
-        assert len(calls) == (count := count + 12)
+        assert len(calls) == (count := count + 20)
     with torch.autocast("cpu", torch.bfloat16):
         choose_backend(layer, (7, 40))
-    assert len(calls) == (count := count + 12)
+    assert len(calls) == (count := count + 20)
     with threads(torch.get_num_threads() + 1):
         choose_backend(layer, (7, 40))
-    assert len(calls) == count + 12
+    assert len(calls) == count + 20
 
 
 def test_a_clear_case_is_measured_shortly(monkeypatch):
     calls = pretend(monkeypatch, 0.001, 0.01)
     choose_backend(SparseLinear.from_shape(40, 30, sparsity=0.5), (7, 40))
-    assert len(calls) == 4
+    assert len(calls) == 2 * 4                              # a warm-up and three rounds of each
+
+
+def test_a_slow_layer_is_measured_once(monkeypatch):
+    calls = pretend(monkeypatch, 0.001, 0.001)
+    monkeypatch.setattr(choose, "_BUDGET_S", 0.0)
+    choose_backend(SparseLinear.from_shape(40, 30, sparsity=0.5), (7, 40))
+    assert len(calls) == 2 * 2
 
 
 @pytest.mark.parametrize("layer, shape", [

@@ -5,6 +5,8 @@ import pickle
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
@@ -131,6 +133,28 @@ def test_corrupt_state_changes_nothing(kind, fault):
     target(torch.randn(INPUTS[kind]))
 
 
+_ANY = st.integers(-2**31, 2**31 - 1)
+
+
+@given(crow=st.lists(_ANY, max_size=6) | st.lists(st.integers(0, 3), min_size=4, max_size=4).map(lambda inner: [0, *sorted(inner)]),
+       col=st.lists(_ANY | st.integers(0, 4), max_size=3),
+       longer=st.integers(-1, 1) | st.just(0))
+@settings(max_examples=150, deadline=None)
+def test_any_integers_load_or_are_refused(crow, col, longer):
+    layer = SparseLinear.from_shape(5, 4, nnz=7)
+    before, count = bits(layer), max(0, len(col) + longer)
+    state = {"crow": torch.tensor(crow, dtype=torch.int32), "col": torch.tensor(col, dtype=torch.int32), "values": torch.randn(count),
+             "bias": torch.randn(4)}
+    try:
+        layer.load_state_dict(state)
+    except ValueError:
+        assert_unchanged(layer, before)
+    else:
+        ops.check_csr(layer.crow, layer.col, 4, 5)
+        assert layer.nnz == len(col)
+    layer(torch.randn(3, 5)).sum().backward()
+
+
 def test_missing_keys(kind):
     target = make(kind)
     before = bits(target)
@@ -251,6 +275,18 @@ def test_autocast(kind, backend):
     assert_close(y, dense.double(), dtype=torch.bfloat16, reduction=12)
     y.sum().backward()
     assert layer.values.grad.dtype == x.grad.dtype == torch.float32
+
+
+def test_autocast_in_a_compiled_model(kind):
+    layer, x = make(kind), torch.randn(INPUTS[kind])
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        y = compiled(x)
+        want = layer(x)
+    assert y.dtype == torch.bfloat16
+    assert_close(y, want.double(), reduction=12)
+    y.sum().backward()
+    assert layer.values.grad.dtype == torch.float32
 
 
 @pytest.mark.parametrize("backend", ["csr", "dense"])

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from sparsekern.nn import SparseLinear
 from sparsekern.training import CheckpointError
 from sparsekern.training import checkpoint as module
 from sparsekern.training.checkpoint import (
@@ -14,6 +15,7 @@ from sparsekern.training.checkpoint import (
     load_newest,
     load_optimizer,
     optimizer_tensors,
+    resizable,
     save_checkpoint,
 )
 
@@ -148,6 +150,18 @@ def test_a_checkpoint_of_another_model(change, words):
     change(stored)
     with pytest.raises(CheckpointError, match="another model: " + words):
         check_model(stored, state, "model/")
+
+
+def test_values_of_sparse_layers_may_have_another_length():
+    model = nn.Sequential(SparseLinear.from_shape(6, 4, nnz=5), nn.Linear(4, 2))
+    assert resizable(model) == {"0.values", "0.col"}
+    stored = {f"model/{name}": value for name, value in model.state_dict().items()}
+    stored |= {"model/0.values": torch.zeros(7), "model/0.col": torch.zeros(7, dtype=torch.int32)}
+    check_model(stored, model.state_dict(), "model/", resizable(model))
+    for name, other in (("0.values", torch.zeros(7, dtype=torch.float64)), ("0.crow", torch.zeros(6, dtype=torch.int32)),
+                        ("0.values", torch.zeros(7, 1))):
+        with pytest.raises(CheckpointError, match=f"another model: {name}"):
+            check_model(stored | {f"model/{name}": other}, model.state_dict(), "model/", resizable(model))
 
 
 def test_optimizer_state_round_trip():

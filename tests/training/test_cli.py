@@ -58,6 +58,13 @@ def test_settings_in_yaml(tmp_path, text, wanted):
     assert values["lr"] == (1e-3 if "lr" in text else 0.1) and values["gc"] is ("gc" not in text)
 
 
+def test_settings_of_an_algorithm_are_not_hidden_by_those_of_the_run(tmp_path, capsys):
+    values = _parse_train("gse", ["--gamma", "2.5", "--lr-gamma", "0.2", "--distribution", "grabo", "--sparsity", "0.9"])
+    assert values["gamma"] == 2.5 and values["lr_gamma"] == 0.2 and values["distribution"] == "grabo" and values["storage"] == "csr"
+    assert main(["train", "rigl", "--storage", "csr", "--model", "mlp:8", "--out", str(tmp_path / "run"), "--device", "cpu"]) == 2
+    assert "RigL ranks the gradient of every connection" in capsys.readouterr().err
+
+
 def test_the_demo_settings_are_valid():
     values = _parse_train("ast-gc", ["--config", "examples/demo.yaml"])
     assert values["sparsity"] == (0.8, 0.9, 0.95) and values["data"] == "digits"

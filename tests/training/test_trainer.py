@@ -54,7 +54,7 @@ def without_time(report):
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch, request):
     """Drawing takes longer than these runs; one test looks at the page."""
-    if request.node.name != "test_files_of_a_run":
+    if request.node.name not in ("test_files_of_a_run", "test_the_page_of_a_net_in_sparse_layers"):
         monkeypatch.setattr("sparsekern.training.report.render", lambda report: "")
 
 
@@ -104,6 +104,29 @@ def test_resume_with_checkpoints_every_few_steps(tmp_path, unbroken):
     assert min(watch.steps) == 15
     state = watch.state()
     assert all(same(value, state[name]) for name, value in unbroken[2].items())
+
+
+@pytest.mark.parametrize("algorithm, options", [("gse", {"scope": "global", "distribution": "grabo", "delta_t": 3}),
+                                                ("gse", {"storage": "masked", "delta_t": 4, "event_batches": 3}), ("rigl", {"delta_t": 3})])
+def test_nets_that_are_sparse_from_the_start_resume_exactly_too(tmp_path, algorithm, options):
+    """Sparse layers change the number of their values between checkpoints; the third stop lies inside an event of several batches."""
+    settings = {"algorithm": algorithm, "options": options, "sparsity": (0.8,)}
+    whole = Watch()
+    report = train(config(tmp_path / "whole", **settings), whole)
+    seen = {}
+    for stop in (2, 7, 10, None):
+        watch = Watch(stop)
+        if stop is None:
+            again = train(config(tmp_path / "run", resume=True, **settings), watch)
+        else:
+            with pytest.raises(Interrupted):
+                train(config(tmp_path / "run", resume=stop > 2, **settings), watch)
+        seen |= watch.steps
+    assert seen == whole.steps
+    state, restored = whole.state(), watch.state()
+    assert state.keys() == restored.keys() and all(same(value, restored[name]) for name, value in state.items())
+    assert without_time(again) == without_time(report) and report["subnets"][0]["sparsity"] == pytest.approx(0.8, abs=1e-4)
+    assert report["memory"]["peak"] > report["memory"]["parameters"] > 0 and len(report["metrics"]["events"]) > 1
 
 
 def test_a_damaged_checkpoint_costs_only_the_way_from_the_one_before(tmp_path, unbroken, capsys):
@@ -169,6 +192,15 @@ def test_files_of_a_run(tmp_path):
     import yaml
     dumped = yaml.safe_load((out / "config.yaml").read_text())
     assert dumped["algorithm"] == "ast-gc" and dumped["sparsity"] == [0.5, 0.8, 0.9] and "overwrite" not in dumped
+
+
+def test_the_page_of_a_net_in_sparse_layers(tmp_path):
+    settings = {"algorithm": "gse", "sparsity": (0.8,), "model": "mlp:8", "epochs": 1, "options": {"backend": "auto", "delta_t": 2}}
+    report = train(config(tmp_path / "run", **settings))
+    page = (tmp_path / "run/report.html").read_text()
+    assert [entry["layer"] for entry in report["metrics"]["products"]] == ["hidden.0.weight", "classifier.weight"]
+    assert "Sparse layers and memory" in page and "Growth" in page and report["metrics"]["products"][0]["reason"] in page
+    assert report["prunable"] == 64 * 8 + 80 and report["parameters"] == 64 * 8 + 80 + 18
 
 
 def test_the_directory_of_another_run(tmp_path):
