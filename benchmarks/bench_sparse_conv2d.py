@@ -104,3 +104,35 @@ def bench_small_batches(race, batch, sparsity):
     layer = Layer(128, 128, 16, 3, sparsity, batch)
     race("sparse_conv2d", f"128 -> 128, 16x16, 3x3, batch {batch}, {sparsity:.0%} sparse, forward and backward",
          {"sparsekern": layer.sparse, "dense F.conv2d (oneDNN)": layer.dense}, check={"sparsekern": layer.verify})
+
+
+@pytest.mark.parametrize("sparsity", [0.8, 0.95])
+@pytest.mark.parametrize("shape", [(64, 256, 56, 16), (256, 1024, 14, 64), (512, 2048, 7, 64)], ids=str)
+def bench_pointwise(race, shape, sparsity):
+    """1x1 kernels are CSR products, too: the direct way against csr_spmm, image by image and over one panel of all images."""
+    channels, outputs, size, batch = shape
+    layer = Layer(channels, outputs, size, 1, sparsity, batch)
+    x, crow, col, val = layer.x.detach(), layer.crow, layer.col, layer.val.detach()
+    row_order = ops.csr_plan(crow, col, outputs, channels)[0]
+
+    def direct():
+        return ops.sparse_conv2d(x, crow, col, val, None, 1)
+
+    def by_image():
+        y = torch.empty(batch, outputs, size * size)
+        for i in range(batch):
+            y[i] = ops.csr_spmm(crow, col, val, x[i].flatten(1), outputs, channels, row_order=row_order)
+        return y.view(batch, outputs, size, size)
+
+    def by_panel():
+        panel = x.transpose(0, 1).reshape(channels, -1)
+        y = ops.csr_spmm(crow, col, val, panel, outputs, channels, row_order=row_order)
+        return y.view(outputs, batch, size, size).transpose(0, 1).contiguous()
+
+    def right(run):
+        return lambda: assert_close(run(), F.conv2d(x, layer.weight.detach()), reduction=channels)
+
+    race("sparse_conv2d", f"{channels} -> {outputs}, {size}x{size}, 1x1, batch {batch}, {sparsity:.0%} sparse, forward",
+         {"sparsekern": direct, "csr_spmm, image by image": by_image, "csr_spmm, one panel": by_panel,
+          "dense F.conv2d (oneDNN)": lambda: F.conv2d(x, layer.weight)},
+         check={"sparsekern": right(direct), "csr_spmm, image by image": right(by_image), "csr_spmm, one panel": right(by_panel)})
