@@ -73,17 +73,18 @@ def bench_grid(race, shape):
         "sparsekern, transposed": mean("ours_t", Case.spmm_t),
         "torch CSR": mean("torch", lambda case: case.torch_csr @ case.b),
     }, check={"sparsekern": cases[0].verify, "sparsekern, transposed": cases[0].verify_t}, notes=notes, rounds=8,
-        targets=[("sparsekern", ">=", 3.0, "torch CSR"), ("sparsekern, transposed", "<=", 1.15, "sparsekern")])
+        # Of a flat matrix the transpose reads and writes other amounts of dense numbers, so only square ones are compared.
+        targets=[("sparsekern", ">=", 3.0, "torch CSR")] + [("sparsekern, transposed", "<=", 1.15, "sparsekern")] * (shape[0] == shape[1]))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
 def bench_scipy(race, shape):
     if scipy_sparse is None:
         pytest.skip("scipy is not installed")
-    case = Case(*shape, 0.9, 128)
+    case = Case(*shape, 0.9, 256)
     matrix = scipy_sparse.csr_matrix((case.val.numpy(), case.col.numpy(), case.crow.numpy()), shape=shape)
     b = case.b.numpy()
-    race("csr_spmm", f"[{shape[0]}, {shape[1]}], 90%, N = 128, fp32", {
+    race("csr_spmm", f"[{shape[0]}, {shape[1]}], 90%, N = 256, fp32", {
         "sparsekern": case.spmm, "scipy": lambda: matrix @ b, "torch CSR": lambda: case.torch_csr @ case.b,
     }, check={"sparsekern": case.verify}, targets=[("sparsekern", ">=", 3.0, "scipy")], rounds=8)
 

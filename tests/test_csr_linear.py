@@ -109,12 +109,12 @@ def test_same_bits_for_every_instruction_set_and_thread_count():
             layer, _, _ = make(rows, cols, sparsity, dtype)
             x, dy, bias = torch.randn(batch, cols).to(dtype), torch.randn(batch, rows).to(dtype), torch.randn(rows).to(dtype)
             results = []
-            for level in ("scalar", "avx2", "avx512"):
+            for level, counts in (("scalar", (1,)), ("avx2", (2,)), ("avx512", (1, 2, 3))):
                 try:
                     native.set_isa(level)
                 except ValueError:
                     continue
-                for count in (1, 2, 3):
+                for count in counts:
                     with threads(count):
                         results.append((call("csr_linear", "cpu", x, *layer, bias, rows),
                                         *call("csr_linear_backward", "cpu", x, dy, *layer, True, True, True)))
@@ -210,7 +210,7 @@ def test_compiles_whole(half):
 # ---- misuse ----
 
 @pytest.mark.parametrize("place, given, error, words", [
-    (0, torch.ones(2, 4), ValueError, r"csr_linear: crow_t: expected 5 row pointers for 4 rows, got 4|crow_t"),
+    (0, torch.ones(2, 4), ValueError, "csr_linear: crow_t: expected 5 row pointers for 4 rows, got 4"),
     (0, torch.ones(2, 1, 3), ValueError, r"csr_linear: x: expected two dimensions, got shape"),
     (0, torch.ones(2, 3, dtype=torch.int32), TypeError, "csr_linear: x: expected float32, bfloat16, float16 or float64, got"),
     (1, CROW[:3], ValueError, "csr_linear: crow: expected 4 row pointers for 3 rows, got 3"),

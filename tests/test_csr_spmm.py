@@ -121,7 +121,7 @@ def test_plan_is_the_stable_transpose(name):
         of_row = torch.repeat_interleave(torch.arange(rows), crow.diff().long())
         pairs = sorted((int(c), int(r), e) for e, (r, c) in enumerate(zip(of_row, col)))
         assert row_t.tolist() == [r for _, r, _ in pairs] and perm.tolist() == [e for _, _, e in pairs]
-        assert crow_t.tolist() == [sum(c < k for c, _, _ in pairs) for k in range(cols + 1)] if cols < 2000 else crow_t[-1] == len(pairs)
+        assert crow_t.tolist() == torch.searchsorted(col.sort().values, torch.arange(cols + 1, dtype=torch.int32)).tolist()
         lengths = crow.diff().tolist()
         assert row_order.tolist() == sorted(range(rows), key=lambda r: (-lengths[r], r))
 
@@ -129,18 +129,18 @@ def test_plan_is_the_stable_transpose(name):
 def test_same_bits_for_every_instruction_set_and_thread_count():
     if not native.available:
         pytest.skip(f"compiled kernels are {native.reason}")
-    # 700 columns take wide panels, 3,000 narrower ones, 70,000 none that fit; 100 and 33 outputs do not fill the last one.
-    for rows, cols, sparsity, n in [(301, 700, 0.8, 100), (150, 3000, 0.7, 33), (400, 70_000, 0.999, 64), (900, 900, 0.9, 256)]:
+    # 100 and 33 outputs do not fill the last panel; the others are read in place and split in the middle of a panel.
+    for rows, cols, sparsity, n in [(301, 700, 0.8, 100), (150, 1500, 0.8, 33), (400, 40_000, 0.999, 64), (900, 900, 0.97, 160)]:
         for dtype in TYPES:
             (crow, col, val), (_, *transposed), _ = make(rows, cols, sparsity, dtype)
             b, tall = torch.randn(cols, n).to(dtype), torch.randn(rows, n).to(dtype)
             results = []
-            for level in ("scalar", "avx2", "avx512"):
+            for level, counts in (("scalar", (1,)), ("avx2", (2,)), ("avx512", (1, 2, 3))):
                 try:
                     native.set_isa(level)
                 except ValueError:
                     continue
-                for count in (1, 2, 3):
+                for count in counts:
                     with threads(count):
                         results.append((csr_spmm(crow, col, val, b, rows, cols), csr_spmm_t(*transposed, val, tall, rows, cols)))
             native.set_isa("auto")

@@ -57,6 +57,7 @@ void run(const Spmm<T>& s, int64_t rows, int64_t nnz) {
   const int64_t panels = (width + 16 * most - 1) / (16 * most);
   // The threads get equal shares of (panel, row) pairs, panel by panel; a row weighs its nonzeros and one more.
   const int64_t weight = nnz + rows, total = panels * weight;
+  // With few uses of each row of b, copying it into a panel costs more than the panel saves.
   const bool in_place = std::is_same_v<T, P> && s.b.col == 1 && width % 16 == 0 && nnz < 8 * s.b.height;
   const int64_t threads = threads_for((nnz + s.b.height) * width);
   at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
