@@ -96,6 +96,12 @@ def test_public_ops_raise_and_never_crash(pattern):
             assert not good, f"{name} refuses a safe pattern: {error}"
         else:
             assert good, f"{name} takes a malformed pattern"
+    none = torch.empty(0, dtype=torch.int32)
+    if safe(crow, col, crow.numel() - 1, cols):
+        assert ops.csr_setdiff(none, none, crow, col, cols)[2] == 0
+    else:
+        with pytest.raises((ValueError, TypeError)):
+            ops.csr_setdiff(none, none, crow, col, cols)
     if good:
         assert torch.equal(ops.csr_sddmm(crow, col, a, b), torch.full((col.numel(),), 3.0))
     findings = ops.csr_validate(crow, col, rows, cols)

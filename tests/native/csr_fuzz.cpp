@@ -200,7 +200,7 @@ void try_spmm(const Pattern& p, const Block<int64_t>& crow, const Block<int32_t>
   const Spmm<T> s{crow.get(), col.get(), val.get(), nullptr, {b.get(), p.cols, width, width, 1}, {out.get(), p.rows, width, width, 1}};
   const int vectors = std::is_same_v<T, double> ? 1 : 2;
   Block<PanelOf<T>> panel(p.cols * panel_row<PanelOf<T>>(vectors));
-  for (int64_t j = 0; j < width; j += 16 * vectors) spmm::spmm_piece<T>(s, vectors, j, 0, p.rows, panel.get(), true);
+  for (int64_t j = 0; j < width; j += 16 * vectors) spmm::spmm_piece<T>(s, vectors, j, 0, p.rows, panel.get());
   for (int64_t r = 0; r < p.rows; ++r) {
     for (int64_t j = 0; j < width; ++j) {
       double dot = 0;
