@@ -89,7 +89,7 @@ def bench_scipy(race, shape):
     }, check={"sparsekern": case.verify}, targets=[("sparsekern", ">=", 3.0, "scipy")], rounds=8)
 
 
-@pytest.mark.parametrize("sparsity", [0.5, 0.8])
+@pytest.mark.parametrize("sparsity", [0.5, 0.7, 0.8, 0.9, 0.95, 0.98])
 def bench_dense(race, sparsity):
     case = Case(4096, 4096, sparsity, 256)
     dense = case.torch_csr.to_dense()

@@ -17,7 +17,8 @@ def main() -> None:
     print(f"`{record['command']}` at commit {record['commit'][:10]}; {record['threads']} threads, {record['isa']}, torch {record['torch']}, numpy "
           f"{record['numpy']}, Python {record['python']}; copy bandwidth {record['copy_gb_per_s']:.1f} GB/s (read and written bytes). Contenders ran "
           "interleaved; their results were checked first.\n")
-    verdicts = [f"{table['op']}, {table['shape']}: {line}" for table in record["tables"] for line in table["verdicts"] + table["notes"]]
+    verdicts = [f"{table['op']}, {table['shape']}: {line}" for table in record["tables"] for line in table["verdicts"] + table["notes"]
+                if line.startswith(("met: ", "MISSED: "))]
     missed = [line for line in verdicts if ": MISSED" in line]
     print(f"{len(verdicts) - len(missed)} of {len(verdicts)} targets met. Missed:\n")
     print("\n".join(f"- {line.replace('MISSED: ', '')}" for line in missed) or "- none")

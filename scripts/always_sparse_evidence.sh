@@ -47,4 +47,4 @@ for sparsity in 0.9 0.95 0.98; do
 done
 run wide-dense-seed0 dense "${wide[@]}"
 run resnet20-dense-seed0 dense "${convolutions[@]}"
-.venv/bin/python scripts/always_sparse_table.py "$results" > results/always_sparse.md
+.venv/bin/python scripts/always_sparse_table.py "$results" results/always_sparse_steps.json > results/always_sparse.md

@@ -1,6 +1,6 @@
 """Prints results/always_sparse.md from the reports that scripts/always_sparse_evidence.sh left:
 
-    python scripts/always_sparse_table.py results/always_sparse > results/always_sparse.md
+    python scripts/always_sparse_table.py results/always_sparse results/always_sparse_steps.json > results/always_sparse.md
 """
 import json
 import re
@@ -31,18 +31,27 @@ def show(title: str, runs: dict[tuple[float, str], list[dict]]) -> None:
     first = next(iter(runs.values()))[0]
     print(f"## {title}\n\n{first['model']}, {first['prunable']:,} prunable weights, {first['train_images']:,} training images, {first['epochs']} "
           f"epochs of {first['steps_per_epoch']} steps, {first['test_images']:,} test images.\n")
-    print("| sparsity | method | seeds | test accuracy % | ms per step | peak MiB | weights and their state MiB | grown outlive % |\n"
-          "|---|---|---|---|---|---|---|---|")
+    print("| sparsity | method | seeds | test accuracy % | weights and their state MiB | grown outlive % |\n|---|---|---|---|---|---|")
     for (sparsity, method), reports in sorted(runs.items(), key=lambda item: (item[0][0], list(METHODS).index(item[0][1]))):
         accuracy = spread([100 * report["mean_accuracy"] for report in reports])
-        pace = spread([1e3 * report["wall_seconds"] / report["steps"] for report in reports], 0)
         memory = [report["memory"] for report in reports]
         own = spread([sum(size for name, size in entry.items() if name != "peak") / 2**20 for entry in memory], 1)
         survival = [event["survival"] for report in reports for event in report["metrics"]["events"] if event.get("survival") is not None]
         outlive = f"{100 * statistics.mean(survival):.0f}" if survival else "-"
-        peak = spread([entry["peak"] / 2**20 for entry in memory], 0)
-        print(f"| {sparsity:.0%} | {METHODS[method]} | {len(reports)} | {accuracy} | {pace} | {peak} | {own} | {outlive} |")
+        print(f"| {sparsity:.0%} | {METHODS[method]} | {len(reports)} | {accuracy} | {own} | {outlive} |")
     print()
+
+
+def show_steps(record: dict) -> None:
+    """What scripts/always_sparse_steps.py measured."""
+    print("## Time and memory of a training step\n")
+    print(f"`{record['command']}`, batch {record['batch']}, {record['device']['threads']} threads, commit {record['commit'][:10]}, the machine quiet. "
+          "Memory is what the process holds at its peak while it trains beyond what it held before, activations and workspaces included.\n")
+    print("| model | sparsity | method | ms per step | ms of a step with an event | peak MiB |\n|---|---|---|---|---|---|")
+    for row in record["rows"]:
+        event = "-" if row["event_ms"] is None else f"{row['event_ms']:.1f}"
+        sparsity = "-" if row["sparsity"] is None else f"{row['sparsity']:.0%}"
+        print(f"| {row['model']} | {sparsity} | {row['method']} | {row['step_ms']:.1f} | {event} | {row['peak_mib']:.0f} |")
 
 
 def main() -> None:
@@ -55,11 +64,13 @@ def main() -> None:
           f"Device: {first['device']['name']}, {first['device']['threads']} thread(s), {first['device']['isa']}; torch "
           f"{first['versions']['torch']}; commit {', '.join(commits)}.\n")
     print("The runs are short: they compare methods under equal steps and do not reproduce published accuracies. GSE, SET and Static hold "
-          "nonzeros only; RigL and dense hold dense weights. Peak memory is that of the whole process, the images (about 180 MiB) and torch "
-          "included; times include evaluation and whatever else the machine did.\n")
+          "nonzeros only; RigL and dense hold dense weights. `wall_seconds` and the peak in these files are no measurement, as other work shared "
+          "the machine: the last table is.\n")
     for model, title in MODELS.items():
         if model in found:
             show(title, found[model])
+    if len(sys.argv) > 2:
+        show_steps(json.loads(Path(sys.argv[2]).read_text()))
 
 
 if __name__ == "__main__":
