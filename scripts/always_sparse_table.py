@@ -47,7 +47,8 @@ def show_steps(record: dict) -> None:
     print("## Time and memory of a training step\n")
     print(f"`{record['command']}`, batch {record['batch']}, {record['device']['threads']} threads, commit {record['commit'][:10]}, the machine quiet. "
           "Memory is what the process holds at its peak while it trains beyond what it held before, activations and workspaces included.\n")
-    print("| model | sparsity | method | ms per step | ms of a step with an event | peak MiB |\n|---|---|---|---|---|---|")
+    print("| model | sparsity | method | ms per step | ms with an event | peak MiB |")
+    print("|---|---|---|---|---|---|")
     for row in record["rows"]:
         event = "-" if row["event_ms"] is None else f"{row['event_ms']:.1f}"
         sparsity = "-" if row["sparsity"] is None else f"{row['sparsity']:.0%}"
