@@ -45,8 +45,8 @@ def show(title: str, runs: dict[tuple[float, str], list[dict]]) -> None:
 def show_steps(record: dict) -> None:
     """What scripts/always_sparse_steps.py measured."""
     print("## Time and memory of a training step\n")
-    print(f"`{record['command']}`, batch {record['batch']}, {record['device']['threads']} threads, commit {record['commit'][:10]}, the machine quiet. "
-          "Memory is what the process holds at its peak while it trains beyond what it held before, activations and workspaces included.\n")
+    print(f"`{record['command']}`, batch {record['batch']}, {record['device']['threads']} threads, commit {record['commit'][:10]}, machine quiet. "
+          "Memory is what the process holds at its peak in training beyond what it held before, activations and workspaces included.\n")
     print("| model | sparsity | method | ms per step | ms with an event | peak MiB |")
     print("|---|---|---|---|---|---|")
     for row in record["rows"]:
