@@ -18,6 +18,7 @@ with contextlib.suppress(ImportError):
 SHAPES = [(4096, 4096, 256, 0.9), (768, 3072, 512, 0.9), (3072, 768, 512, 0.95), (784, 512, 128, 0.9), (640, 2560, 512, 0.9)]
 
 
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")                # SparseLab builds its weight through torch's CSR tensors
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s[0]}-{s[1]} batch {s[2]} at {s[3]:.0%}")
 def bench_forward_backward(race, shape):
     cols, rows, batch, sparsity = shape

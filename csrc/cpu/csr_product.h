@@ -25,12 +25,12 @@ constexpr int64_t panel_row(int vectors) {  // panel elements in a row of `vecto
   return (std::is_same_v<P, uint32_t> ? 8 : 16) * vectors;
 }
 
-// out = W b + bias, W [rows, cols].
-template <class T>
+// out = W b + bias, W [rows, cols] with values of type N.
+template <class T, class N = Arith<T>>
 struct Spmm {
   const int64_t* crow;
   const int32_t* col;
-  const Arith<T>* val;
+  const N* val;
   const Arith<T>* bias;  // may be null
   Dense<const T> b;
   Dense<T> out;

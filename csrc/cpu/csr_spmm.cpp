@@ -48,8 +48,8 @@ constexpr int kWidest = std::is_same_v<T, double>          ? 1
                         : std::is_same_v<T, c10::BFloat16> ? 4
                                                            : 2;
 
-template <class T>
-void run(const Spmm<T>& s, int64_t rows, int64_t nnz) {
+template <class T, class N>
+void run(const Spmm<T, N>& s, int64_t rows, int64_t nnz) {
   using P = PanelOf<T>;
   const int64_t width = s.out.width;
   if (rows == 0 || width == 0) return;
@@ -76,7 +76,7 @@ void run(const Spmm<T>& s, int64_t rows, int64_t nnz) {
       const int64_t from = row_at(begin - p * weight), to = end >= (p + 1) * weight ? rows : row_at(end - p * weight);
       if (from >= to) continue;
       const int vectors = most > 1 && width - p * 16 * most <= 8 * most ? most / 2 : most;
-      SK_PICK(spmm_piece<T>)(s, vectors, p * 16 * most, from, to, in_place ? nullptr : scratch.template at<void>(0));
+      SK_PICK(spmm_piece<T, N>)(s, vectors, p * 16 * most, from, to, in_place ? nullptr : scratch.template at<void>(0));
     }
   });
 }
@@ -102,10 +102,17 @@ void spmm_into(const CsrPattern& w, const at::Tensor& val, const at::Tensor& b, 
       });
       values = moved;
     }
-    values = values.to(arith);
     const at::Tensor offset = bias ? bias->to(arith).contiguous() : at::Tensor();
-    run<T>({w.crow, w.col, values.const_data_ptr<A>(), bias ? offset.const_data_ptr<A>() : nullptr, dense_view<const T>(b), dense_view<T>(out)},
-           w.rows, w.nnz);
+    auto product = [&](auto number) {
+      using N = decltype(number);
+      run<T, N>({w.crow, w.col, values.const_data_ptr<N>(), bias ? offset.const_data_ptr<A>() : nullptr, dense_view<const T>(b), dense_view<T>(out)},
+                w.rows, w.nnz);
+    };
+    // bfloat16 values are read as they are; float16 takes an instruction that not every instruction set here has.
+    if constexpr (std::is_same_v<T, c10::BFloat16>)
+      if (values.scalar_type() == at::kBFloat16) return product(c10::BFloat16{});
+    values = values.to(arith);
+    product(A{});
   });
 }
 

@@ -12,29 +12,28 @@ SK_INLINE void add_nonzero(Vec<ArithOf<P>> (&sum)[V], ArithOf<P> weight, const P
   for (int v = 0; v < V; ++v) sum[v] = fused(w, b[v], sum[v]);
 }
 
-template <int V, class P>
-SK_INLINE void row_product(const int32_t* col, const ArithOf<P>* val, int64_t e, int64_t end, const P* panel, int64_t stride,
-                           Vec<ArithOf<P>> (&out)[V]) {
+template <int V, class P, class N>
+SK_INLINE void row_product(const int32_t* col, const N* val, int64_t e, int64_t end, const P* panel, int64_t stride, Vec<ArithOf<P>> (&out)[V]) {
   using A = ArithOf<P>;
   Vec<A> c0[V], c1[V], c2[V], c3[V];
 #pragma GCC unroll 4
   for (int v = 0; v < V; ++v) c0[v] = c1[v] = c2[v] = c3[v] = splat(A(0));
   for (; e + 4 <= end; e += 4) {
-    add_nonzero(c0, val[e], panel + col[e] * stride);
-    add_nonzero(c1, val[e + 1], panel + col[e + 1] * stride);
-    add_nonzero(c2, val[e + 2], panel + col[e + 2] * stride);
-    add_nonzero(c3, val[e + 3], panel + col[e + 3] * stride);
+    add_nonzero(c0, static_cast<A>(val[e]), panel + col[e] * stride);
+    add_nonzero(c1, static_cast<A>(val[e + 1]), panel + col[e + 1] * stride);
+    add_nonzero(c2, static_cast<A>(val[e + 2]), panel + col[e + 2] * stride);
+    add_nonzero(c3, static_cast<A>(val[e + 3]), panel + col[e + 3] * stride);
   }
-  if (e < end) add_nonzero(c0, val[e], panel + col[e] * stride);
-  if (e + 1 < end) add_nonzero(c1, val[e + 1], panel + col[e + 1] * stride);
-  if (e + 2 < end) add_nonzero(c2, val[e + 2], panel + col[e + 2] * stride);
+  if (e < end) add_nonzero(c0, static_cast<A>(val[e]), panel + col[e] * stride);
+  if (e + 1 < end) add_nonzero(c1, static_cast<A>(val[e + 1]), panel + col[e + 1] * stride);
+  if (e + 2 < end) add_nonzero(c2, static_cast<A>(val[e + 2]), panel + col[e + 2] * stride);
 #pragma GCC unroll 4
   for (int v = 0; v < V; ++v) out[v] = (c0[v] + c1[v]) + (c2[v] + c3[v]);
 }
 
 // Rows [from, to) of the output, columns from j. `panel` holds those columns of b, `stride` elements from row to row.
-template <class T, int V>
-SK_INLINE void spmm_rows(const Spmm<T>& s, const PanelOf<T>* panel, int64_t stride, int64_t j, int64_t from, int64_t to) {
+template <class T, int V, class N>
+SK_INLINE void spmm_rows(const Spmm<T, N>& s, const PanelOf<T>* panel, int64_t stride, int64_t j, int64_t from, int64_t to) {
   using A = Arith<T>;
   alignas(64) A tile[16 * 16 * V];
   for (int64_t i = from; i < to; i += 16) {
@@ -53,8 +52,8 @@ SK_INLINE void spmm_rows(const Spmm<T>& s, const PanelOf<T>* panel, int64_t stri
 }
 
 // `buffer` null: the operand is read where it lies, row-major and of a width that fills whole vectors.
-template <class T, int V>
-SK_INLINE void spmm_panel(const Spmm<T>& s, int64_t j, int64_t from, int64_t to, PanelOf<T>* buffer) {
+template <class T, int V, class N>
+SK_INLINE void spmm_panel(const Spmm<T, N>& s, int64_t j, int64_t from, int64_t to, PanelOf<T>* buffer) {
   if constexpr (std::is_same_v<T, PanelOf<T>>) {
     if (buffer == nullptr) return spmm_rows<T, V>(s, s.b.data + j, s.b.row, j, from, to);
   }
@@ -62,8 +61,8 @@ SK_INLINE void spmm_panel(const Spmm<T>& s, int64_t j, int64_t from, int64_t to,
   spmm_rows<T, V>(s, buffer, panel_row<PanelOf<T>>(V), j, from, to);
 }
 
-template <class T>
-void spmm_piece(const Spmm<T>& s, int vectors, int64_t j, int64_t from, int64_t to, void* buffer) {
+template <class T, class N>
+void spmm_piece(const Spmm<T, N>& s, int vectors, int64_t j, int64_t from, int64_t to, void* buffer) {
   auto* panel = static_cast<PanelOf<T>*>(buffer);
   if constexpr (std::is_same_v<T, double>) {
     spmm_panel<T, 1>(s, j, from, to, panel);
