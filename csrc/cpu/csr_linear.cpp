@@ -54,8 +54,8 @@ Sweep<T> pick_sweep(bool need_x, bool need_val) {
   return SK_PICK(backward_piece<T, false, true>);
 }
 
-// Each thread has a range of columns and walks it in about four runs, whose values and gradients it keeps beside a panel of dy.
-// So the temporaries stay at 2 bytes a nonzero of the layer, or 1 MB a thread, and dy is packed four times per panel.
+// Each thread has a range of columns and walks it in runs, whose values and gradients it keeps beside a panel of dy: 2 MB with
+// 4,096 rows, and less than 2 bytes a nonzero of a large layer. A run is long enough to make packing dy again cheap.
 template <class T, class N>
 void sweep(const LinearBackward<T>& s, const Layer& layer, const N* val, N* grad_val, bool need_x) {
   using P = PanelOf<T>;
@@ -76,7 +76,7 @@ void sweep(const LinearBackward<T>& s, const Layer& layer, const N* val, N* grad
     return low;
   };
   const int64_t threads = threads_for((2 * layer.t.nnz + rows + cols) * batch);
-  const int64_t most_in_run = std::max<int64_t>(int64_t{1} << 17, layer.t.nnz / (4 * threads));
+  const int64_t most_in_run = std::max<int64_t>(std::clamp<int64_t>(layer.t.nnz / (4 * threads), 1 << 16, 190'000), 4 * rows);
   at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
     const int64_t begin = column_at(weight * first / threads), end = last == threads ? cols : column_at(weight * last / threads);
     for (int64_t from = begin; from < end;) {

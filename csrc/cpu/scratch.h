@@ -12,16 +12,23 @@ namespace sparsekern {
 
 class Scratch {
  public:
-  static constexpr int64_t kKept = int64_t{1} << 21;
+  static constexpr int64_t kPage = int64_t{1} << 21, kKept = 4 * kPage;
 
   // Uninitialised, aligned to a cache line; valid until this object goes or asks again, and while no other on this thread asks.
   explicit Scratch(int64_t bytes) {
+    if (bytes == 0) return;
     static thread_local std::unique_ptr<void, decltype(&std::free)> kept(nullptr, &std::free);
+    static thread_local int64_t kept_bytes = 0;
     if (bytes > kKept) {
       own_.reset(allocate(bytes));
       data_ = own_.get();
     } else {
-      if (!kept) kept.reset(allocate(kKept));
+      if (kept_bytes < bytes) {  // a fresh huge page can cost milliseconds, so a block is never given back between calls
+        kept_bytes = 0;
+        kept.reset();
+        kept.reset(allocate(bytes));
+        kept_bytes = (bytes + kPage - 1) / kPage * kPage;
+      }
       data_ = kept.get();
     }
   }
@@ -33,8 +40,8 @@ class Scratch {
  private:
   // Random rows of a panel are read: with 4 KB pages the first-level TLB would not reach over one.
   static void* allocate(int64_t bytes) {
-    const int64_t size = (bytes + kKept - 1) / kKept * kKept;
-    void* block = std::aligned_alloc(kKept, size);
+    const int64_t size = (bytes + kPage - 1) / kPage * kPage;
+    void* block = std::aligned_alloc(kPage, size);
     if (block == nullptr) throw std::bad_alloc();
 #if defined(__linux__)
     madvise(block, size, MADV_HUGEPAGE);
