@@ -22,8 +22,8 @@ def agrees(function, a, b, rows, cols):
     return verify
 
 
-@pytest.mark.parametrize("length", [128, 256, 512])
-@pytest.mark.parametrize("sparsity", [0.8, 0.9, 0.95, 0.98])
+@pytest.mark.parametrize("length", [128, 512])
+@pytest.mark.parametrize("sparsity", [0.8, 0.9, 0.98])
 @pytest.mark.parametrize("shape", SHAPES)
 def bench_csr_sddmm(race, shape, sparsity, length):
     rows, cols = SHAPES[shape]
