@@ -21,7 +21,7 @@ from sparsekern.algorithms import build
 from sparsekern.training.models import build_model
 from sparsekern.training.report import commit, device_info, uncommitted, versions
 
-STEPS, ROUNDS, BATCH = 12, 3, 128
+STEPS, ROUNDS, BATCH = 12, 2, 128
 METHODS = [("gse", {"distribution": name}) for name in ("uniform", "grabo", "graest")] + [
     ("set", {"storage": "csr"}), ("static", {"storage": "csr"}), ("rigl", {}), ("dense", {})]
 MODELS = {"mlp:4096,4096": (0.9, 0.95, 0.98), "mlp:1024,1024": (0.95,), "resnet20": (0.9, 0.95, 0.98)}
