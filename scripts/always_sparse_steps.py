@@ -3,7 +3,7 @@
     python scripts/always_sparse_steps.py > results/always_sparse_steps.json
 
 Memory is the peak of the process while it trains, less what it held before the model was made (Linux). A step is forward, backward and
-update; the event is the step in which connections move. Rounds of all configurations are interleaved; medians are reported.
+update; the event is the step in which connections move. Medians over the steps; rounds of all configurations are interleaved.
 """
 import ctypes
 import gc
@@ -21,7 +21,7 @@ from sparsekern.algorithms import build
 from sparsekern.training.models import build_model
 from sparsekern.training.report import commit, device_info, uncommitted, versions
 
-STEPS, ROUNDS, BATCH = 12, 2, 128
+STEPS, ROUNDS, BATCH = 12, 1, 128
 METHODS = [("gse", {"distribution": name}) for name in ("uniform", "grabo", "graest")] + [
     ("set", {"storage": "csr"}), ("static", {"storage": "csr"}), ("rigl", {}), ("dense", {})]
 MODELS = {"mlp:4096,4096": (0.9, 0.95, 0.98), "mlp:1024,1024": (0.95,), "resnet20": (0.9, 0.95, 0.98)}
@@ -74,7 +74,7 @@ def main() -> None:
             for index, (model, sparsity, algorithm, options) in enumerate(cases)]
     print(json.dumps({"command": "python scripts/always_sparse_steps.py", "commit": commit(), "uncommitted_changes": uncommitted(),
                       "device": device_info(torch.device("cpu")), "versions": versions(),
-                      "batch": BATCH, "rows": rows}, indent=1))
+                      "batch": BATCH, "steps": STEPS, "rounds": ROUNDS, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":
