@@ -1,6 +1,6 @@
-"""Draws where sparse products overtake dense ones, and how an event's time grows, from the JSON of `pytest --benchmark --benchmark-report FILE`:
+"""Draws where sparse products overtake dense ones, and how an event's time grows, from the JSON files of `pytest --benchmark --benchmark-report FILE`:
 
-    python benchmarks/crossover.py results/cpu-sparse.json results/cpu-sparse.png
+    python benchmarks/crossover.py results/cpu-csr.json results/cpu-sparse-layers.json results/cpu-sparse.png
 """
 import json
 import re
@@ -43,7 +43,8 @@ def events(record: dict) -> dict[str, list[tuple[int, float]]]:
 
 
 def main() -> None:
-    record = json.loads(Path(sys.argv[1]).read_text())
+    records = [json.loads(Path(name).read_text()) for name in sys.argv[1:-1]]
+    record = records[0] | {"tables": [table for each in records for table in each["tables"]]}
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(14, 5.5))
     for name, points in speedups(record).items():
         left.plot(*zip(*points), marker="o", label=name)
@@ -58,7 +59,7 @@ def main() -> None:
     figure.suptitle(f"{record['device']}, {record['threads']} threads, {record['isa']}, torch {record['torch']}, commit {record['commit'][:10]}",
                     fontsize=9)
     figure.tight_layout()
-    figure.savefig(sys.argv[2], dpi=110)
+    figure.savefig(sys.argv[-1], dpi=110)
 
 
 if __name__ == "__main__":

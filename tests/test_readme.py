@@ -1,11 +1,18 @@
-"""The README's first Python block runs as printed."""
+"""The README's Python blocks run as printed, and its times are those of the files in results/."""
 import json
 import re
 from pathlib import Path
 
+import pytest
+import torch
+
+import sparsekern
+
+ROOT = Path(__file__).resolve().parent.parent
+
 
 def test_first_code_block_runs(capsys):
-    text = (Path(__file__).parent.parent / "README.md").read_text()
+    text = (ROOT / "README.md").read_text()
     code = re.search(r"```python\n(.*?)```", text, re.S).group(1)
     names = {}
     exec(compile(code, "README.md", "exec"), names)
@@ -15,11 +22,34 @@ def test_first_code_block_runs(capsys):
     assert names["accuracy"] > 0.5
 
 
-def test_every_time_in_the_readme_was_measured():
-    root = Path(__file__).parent.parent
-    record = json.loads((root / "results/cpu-ops.json").read_text())
-    measured = {f"{row['median_ms']:.1f} ms" for table in record["tables"] for row in table["rows"] if "median_ms" in row}
-    section = (root / "README.md").read_text().split("## Measured")[1].split("\n## ")[0]
-    said = re.findall(r"[\d.]+ ms", section)
-    assert len(said) >= 20 and set(said) <= measured, sorted(set(said) - measured)
+def medians(name: str) -> set[str]:
+    record = json.loads((ROOT / "results" / name).read_text())
     assert record["commit"] and not record["dirty"]
+    return {f"{row['median_ms']:.1f} ms" for table in record["tables"] for row in table["rows"] if "median_ms" in row}
+
+
+def steps() -> set[str]:
+    record = json.loads((ROOT / "results/always_sparse_steps.json").read_text())
+    assert record["commit"]
+    return {f"{row[key]:.1f} ms" for row in record["rows"] for key in ("step_ms", "event_ms") if row[key] is not None}
+
+
+@pytest.mark.parametrize("section, least, sources", [
+    ("Always sparse", 15, [lambda: medians("cpu-csr.json"), lambda: medians("cpu-sparse-layers.json"), steps]),
+    ("Measured", 20, [lambda: medians("cpu-ops.json")]),
+], ids=["always sparse", "measured"])
+def test_every_time_in_the_readme_was_measured(section, least, sources):
+    text = (ROOT / "README.md").read_text().split(f"## {section}")[1].split("\n## ")[0]
+    said, measured = re.findall(r"[\d.]+ ms", text), set().union(*(source() for source in sources))
+    assert len(said) >= least and set(said) <= measured, sorted(set(said) - measured)
+
+
+def test_the_always_sparse_block_runs(capsys):
+    text = (ROOT / "README.md").read_text().split("## Always sparse")[1]
+    code = re.search(r"```python\n(.*?)```", text, re.S).group(1)
+    names = {"torch": torch, "sparsekern": sparsekern}
+    exec(compile(code, "README.md", "exec"), names)
+    assert "sparsity 0.9500" in capsys.readouterr().out
+    names["model"](torch.randn(8, 3072)).sum().backward()
+    names["sparsifier"].step()
+    assert abs(names["sparsifier"].summary()[0]["sparsity"] - 0.95) < 1e-4
