@@ -1,4 +1,4 @@
-"""Draws where sparse products overtake dense ones, and how an event's time grows, from the JSON files of `pytest --benchmark --benchmark-report FILE`:
+"""Draws where sparse products overtake dense ones, and how the time of an event grows, from what `pytest --benchmark` wrote:
 
     python benchmarks/crossover.py results/cpu-csr.json results/cpu-sparse-layers.json results/cpu-sparse.png
 """
