@@ -11,15 +11,16 @@ from sparsekern._native import native
 from sparsekern.nn.sparse_weight import BACKENDS, SparseWeight
 
 _LEAST, _MOST, _BUDGET_S, _CLEAR = 3, 9, 0.5, 3.0            # rounds of one measurement; a ratio past _CLEAR needs only the least
+_LARGEST = 1 << 32                                           # bytes of a dense weight that is still formed to be measured
 _measured: dict[tuple, dict[str, float]] = {}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The quicker product of a layer, what both took (median milliseconds, forward and backward), and the reason in words."""
+    """The quicker product of a layer, what both took (median milliseconds, forward and backward; None: not measured), and the reason in words."""
     backend: str
-    sparse_ms: float
-    dense_ms: float
+    sparse_ms: float | None
+    dense_ms: float | None
     reason: str
 
 
@@ -29,6 +30,9 @@ def choose_backend(layer: SparseWeight, shape: tuple[int, ...], dtype: torch.dty
     A few interleaved runs of forward and backward (gradients of input, values and bias) under the present number of threads and autocast
     state, remembered per size, number of nonzeros (in steps of a fifth), input, type and threads. The layer is left as it is.
     """
+    size = layer.rows * layer.cols * layer.values.element_size()
+    if size > _LARGEST:
+        return Choice("csr", None, None, f"not measured: the dense weight alone would take {size / 2**30:.1f} GiB")
     dtype = dtype or layer.values.dtype
     key = _key(layer, tuple(shape), dtype)
     if key not in _measured:

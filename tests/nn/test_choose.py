@@ -79,3 +79,11 @@ def test_really_measured_and_nothing_moves(layer, shape):
     assert layer.backend == "csr" and layer.values.grad is None and not layer.values.requires_grad
     assert torch.equal(random, torch.get_rng_state())
     assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
+
+
+def test_a_dense_weight_that_would_not_fit_is_never_formed(monkeypatch):
+    calls = pretend(monkeypatch, 1.0, 0.001)
+    layer = SparseLinear.from_shape(100_000, 100_000, nnz=50)
+    found = choose.choose_backend(layer, (2, 100_000))
+    assert (found.backend, found.sparse_ms, found.dense_ms) == ("csr", None, None) and not calls
+    assert "the dense weight alone would take 37.3 GiB" in found.reason
