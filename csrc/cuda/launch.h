@@ -23,6 +23,8 @@ enum class DType : int8_t { f32, bf16, f16 };
 // What launchers need to know of a device; the binding asks once per device.
 struct DeviceProps {
   int sms;
+  int shared_bytes = 227 * 1024;  // the most that a block may ask for
+  int l2_bytes = 50 << 20;
 };
 
 constexpr size_t kParameterBytes = 32764;  // of a kernel: CUDA 12.1 and later, sm_70 and later

@@ -1,7 +1,6 @@
 // Checks, grouping by dtype and registration of masked_sgd_ and packed_sgd_ on CUDA. Nothing here waits for the device.
 #include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
-#include <torch/library.h>
 
 #include <optional>
 
@@ -79,7 +78,7 @@ void masked_sgd_tensor_lr_cuda(at::TensorList params, at::TensorList grads, at::
                                double weight_decay, double momentum, const at::Tensor& lr, double dampening, bool nesterov, bool maximize,
                                bool is_first_step, c10::string_view outside, bool invert, bool assume_clean,
                                const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& found_inf) {
-  const bool on_host = lr.is_cpu();
+  const bool on_host = !cuda::is_device(lr);
   masked_sgd(params, grads, momentum_buffers, masks, weight_decay, momentum, on_host ? lr.item().toDouble() : 0, dampening, nesterov, maximize,
              is_first_step, outside, invert, assume_clean,
              {on_host ? std::nullopt : std::optional<at::Tensor>(lr.to(at::kFloat)), grad_scale, found_inf});
@@ -98,7 +97,7 @@ void packed_sgd_cuda(at::TensorList values, at::TensorList grads, at::TensorList
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(sparsekern, CUDA, m) {
+SK_CUDA_LIBRARY(m) {
   m.impl("masked_sgd_", &masked_sgd_cuda);
   m.impl("masked_sgd_.tensor_lr", &masked_sgd_tensor_lr_cuda);
   m.impl("packed_sgd_", &packed_sgd_cuda);
@@ -106,5 +105,7 @@ TORCH_LIBRARY_IMPL(sparsekern, CUDA, m) {
 
 }  // namespace sparsekern
 
+#ifndef SPARSEKERN_SIMT
 // For diagnosis: whether this library found torch's CUDA half when it was loaded.
 extern "C" __attribute__((visibility("default"))) int sparsekern_torch_has_cuda() { return sparsekern::cuda::torch_has_cuda(); }
+#endif

@@ -1,78 +1,16 @@
 // Runs the kernels of masked_sgd_ and packed_sgd_ without Python or torch against a plain loop, bit for bit.
-//   g++ -x c++ -std=c++17 -ffp-contract=off -I csrc masked_sgd_check.cu     under the emulator of csrc/simt
-//   nvcc -std=c++17 -I csrc masked_sgd_check.cu                             on a GPU: for compute-sanitizer, ncu and --bench
-// Arguments: a seed for the order of the emulated threads (0: in order), or --bench.
+// check.h says how to build and run it.
 #include "cuda/masked_sgd.cu"
 
-#include <cmath>
-#include <cstdio>
-#include <cstring>
 #include <memory>
-#include <random>
 #include <string>
-#include <vector>
+
+#include "check.h"
 
 using namespace sparsekern;
 using namespace sparsekern::cuda;
 
-#define REQUIRE_CUDA(call)                                                                  \
-  do {                                                                                      \
-    const int status = static_cast<int>(call);                                              \
-    if (status != 0) {                                                                      \
-      std::printf("%s: %s\n", #call, cudaGetErrorString(static_cast<cudaError_t>(status))); \
-      std::exit(1);                                                                         \
-    }                                                                                       \
-  } while (0)
-
 namespace {
-
-// A device array with `shift` elements before it and a guard of 64 bytes around it that must not change.
-template <class T>
-struct Device {
-  static constexpr size_t guard = 64;
-  unsigned char* base = nullptr;
-  size_t shift, count;
-  Device(const std::vector<T>& host, size_t shift) : shift(shift), count(host.size()) {
-    std::vector<unsigned char> bytes(size(), 0xcd);
-    std::copy_n(reinterpret_cast<const unsigned char*>(host.data()), count * sizeof(T), bytes.data() + offset());
-    REQUIRE_CUDA(cudaMalloc(&base, size()));
-    REQUIRE_CUDA(cudaMemcpy(base, bytes.data(), size(), cudaMemcpyHostToDevice));
-  }
-  Device(const Device&) = delete;
-  ~Device() { cudaFree(base); }
-  size_t offset() const { return guard + shift * sizeof(T); }
-  size_t size() const { return offset() + count * sizeof(T) + guard; }
-  T* get() const { return reinterpret_cast<T*>(base + offset()); }
-  std::vector<T> read() const {
-    std::vector<unsigned char> bytes(size());
-    REQUIRE_CUDA(cudaMemcpy(bytes.data(), base, size(), cudaMemcpyDeviceToHost));
-    for (size_t i = 0; i < size(); ++i)
-      if ((i < offset() || i >= offset() + count * sizeof(T)) && bytes[i] != 0xcd) {
-        std::printf("a byte outside the array was written, at %ld of %zu elements\n", static_cast<long>(i) - static_cast<long>(offset()), count);
-        std::exit(1);
-      }
-    std::vector<T> out(count);
-    std::copy_n(bytes.data() + offset(), count * sizeof(T), reinterpret_cast<unsigned char*>(out.data()));
-    return out;
-  }
-};
-
-std::mt19937_64 draw(7);
-float uniform() { return static_cast<float>(draw() % 20001) / 10000.f - 1.f; }
-
-float widen(float x) { return x; }
-float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-float widen(__half x) { return __half2float(x); }
-void narrow(float x, float& out) { out = x; }
-void narrow(float x, __nv_bfloat16& out) { out = __float2bfloat16_rn(x); }
-void narrow(float x, __half& out) { out = __float2half_rn(x); }
-
-template <class T>
-std::vector<T> values(size_t n) {
-  std::vector<T> out(n);
-  for (T& x : out) narrow(uniform(), x);
-  return out;
-}
 
 struct Config {
   double weight_decay = 0.01, momentum = 0.9, lr = 0.1, dampening = 0.0;
@@ -167,11 +105,6 @@ struct Tensor {
   }
 };
 
-template <class T>
-constexpr DType dtype_of = sizeof(T) == 4                   ? DType::f32
-                           : std::is_same<T, __half>::value ? DType::f16
-                                                            : DType::bf16;
-
 int cases = 0;
 
 template <class P, class G>
@@ -251,14 +184,10 @@ void check_long_lists() {
 #ifdef __CUDACC__
 // 50 tensors of 2M elements; the median of 20 launches by events, as bytes over time.
 void bench() {
-  cudaDeviceProp device;
-  REQUIRE_CUDA(cudaGetDeviceProperties(&device, 0));
+  const DeviceProps device = this_device();
   Config c;
   c.zero = c.clean = true;
   const size_t n = 2 << 20, count = 50;
-  cudaEvent_t start, stop;
-  REQUIRE_CUDA(cudaEventCreate(&start));
-  REQUIRE_CUDA(cudaEventCreate(&stop));
   for (const SgdKind kind : {SgdKind::none, SgdKind::bools, SgdKind::bits})
     for (const double sparsity : {0.0, 0.9, 0.95, 0.98}) {
       if (kind == SgdKind::none && sparsity > 0) continue;
@@ -269,17 +198,7 @@ void bench() {
         entries.push_back(list.back()->entry());
       }
       const SgdOptions options = {c.scalars(), c.clean, nullptr, nullptr, nullptr};
-      std::vector<float> times;
-      for (int k = 0; k < 25; ++k) {
-        REQUIRE_CUDA(cudaEventRecord(start));
-        REQUIRE_CUDA(launch_masked_sgd(entries.data(), count, DType::f32, DType::f32, options, {device.multiProcessorCount}, nullptr));
-        REQUIRE_CUDA(cudaEventRecord(stop));
-        REQUIRE_CUDA(cudaEventSynchronize(stop));
-        float ms;
-        REQUIRE_CUDA(cudaEventElapsedTime(&ms, start, stop));
-        if (k >= 5) times.push_back(ms);
-      }
-      std::sort(times.begin(), times.end());
+      const float us = median_us([&] { return launch_masked_sgd(entries.data(), count, DType::f32, DType::f32, options, device, nullptr); });
       const double mask = kind == SgdKind::bools ? 1 : kind == SgdKind::bits ? 0.125 : 0;
       std::printf(
           "{\"kernel\": \"masked_sgd_kernel\", \"elements\": %zu, \"mask\": \"%s\", \"sparsity\": %.2f, \"us\": %.1f, \"dense_gb_per_s\": %.0f}\n",
@@ -287,20 +206,17 @@ void bench() {
           kind == SgdKind::bools  ? "bools"
           : kind == SgdKind::bits ? "bits"
                                   : "none",
-          sparsity, times[times.size() / 2] * 1e3, n * count * (20 + mask) / times[times.size() / 2] * 1e-6);
+          sparsity, us, n * count * (20 + mask) / us * 1e-3);
     }
 }
+#else
+void bench() {}
 #endif
 
 }  // namespace
 
 int main(int argc, char** argv) {
-#ifdef __CUDACC__
-  if (argc > 1 && std::strcmp(argv[1], "--bench") == 0) return bench(), 0;
-#else
-  if (argc > 1) simt::shuffle = std::strtoull(argv[1], nullptr, 10);
-#endif
-  (void)argc, (void)argv;
+  if (wants_bench(argc, argv)) return bench(), 0;
   check_pair<float, float>("fp32/fp32");
   check_pair<float, __nv_bfloat16>("fp32/bf16");
   check_pair<float, __half>("fp32/fp16");
