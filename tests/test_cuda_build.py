@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparsekern import ops
+from sparsekern import doctor, ops
 from sparsekern._native import native
 
 ROOT = Path(__file__).parent.parent
-OPS = ["masked_sgd_", "masked_sgd_.tensor_lr", "packed_sgd_"]
+OPS = [name for name in ops.op_names() if not name.startswith("sparse_conv2d")]        # convolutions are the reference on CUDA
 SCALARS = {"weight_decay": 0.0, "momentum": 0.0, "lr": 0.1, "dampening": 0.0, "nesterov": False, "maximize": False, "is_first_step": False}
 pytestmark = pytest.mark.skipif(not native.cuda, reason=f"built without CUDA ({native.reason or 'no nvcc at build time'})")
 
@@ -35,7 +35,14 @@ def test_current_stream_is_linked_where_torch_has_cuda():
     assert native.library.sparsekern_torch_has_cuda() == (torch.version.cuda is not None)
 
 
-def test_host_tensors_on_the_cuda_key_are_refused():
+@pytest.mark.parametrize("name", OPS)
+def test_host_tensors_on_the_cuda_key_are_refused(name):
+    arguments, options = doctor.MAKERS[name](torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=rf"{name.partition('.')[0]}: .*expected .* on a CUDA device.*got cpu.*\.to\(\)"):
+        on_cuda_key(name, *arguments, **options)
+
+
+def test_the_argument_on_the_host_is_named():
     x, mask = [torch.zeros(3)], [torch.ones(3, dtype=torch.bool)]
     with pytest.raises(ValueError, match=r"masked_sgd_: params\[0\]: expected a tensor on a CUDA device.*got cpu.*\.to\(\)"):
         on_cuda_key("masked_sgd_", x, x, [], mask, **SCALARS)
