@@ -46,3 +46,13 @@ def test_launch_plan(program):
 @pytest.mark.parametrize("seed", ["0", "1", "12345"])
 def test_masked_and_packed_sgd(program, seed):
     assert run(program("masked_sgd_check.cu"), seed).startswith("ok: ")
+
+
+@pytest.mark.parametrize("seed", ["0", "12345"])
+def test_selection(program, seed):
+    assert run(program("topk_mask_check.cu"), seed).startswith("ok: ")
+
+
+@pytest.mark.parametrize("seed", ["0", "12345"])
+def test_flips_of_prune_regrow(program, seed):
+    assert run(program("prune_regrow_check.cu"), seed).startswith("ok: ")
