@@ -51,3 +51,8 @@ def test_masked_and_packed_sgd(program, seed):
 @pytest.mark.parametrize("seed", ["0", "1", "12345"])
 def test_project_conflict(program, seed):
     assert run(program("project_conflict_check.cu"), seed).startswith("ok: ")
+
+
+@pytest.mark.parametrize("seed", ["0", "1", "12345"])
+def test_pcgrad_combine(program, seed):
+    assert run(program("pcgrad_combine_check.cu"), seed).startswith("ok: ")
