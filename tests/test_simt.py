@@ -46,3 +46,8 @@ def test_launch_plan(program):
 @pytest.mark.parametrize("seed", ["0", "1", "12345"])
 def test_masked_and_packed_sgd(program, seed):
     assert run(program("masked_sgd_check.cu"), seed).startswith("ok: ")
+
+
+@pytest.mark.parametrize("seed", ["0", "1", "12345"])
+def test_project_conflict(program, seed):
+    assert run(program("project_conflict_check.cu"), seed).startswith("ok: ")
