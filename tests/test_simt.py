@@ -55,3 +55,9 @@ def test_project_conflict(program, seed):
 @pytest.mark.parametrize("seed", ["0", "1", "12345"])
 def test_masks_and_scores(program, name, seed):
     assert run(program(f"{name}_check.cu"), seed).startswith("ok: ")
+def test_csr_spmm(program, seed):
+    assert run(program("csr_spmm_check.cu"), seed).startswith("ok: ")
+
+
+def test_csr_cost(program):
+    assert run(program("csr_cost_check.cpp")).endswith("ok\n")
