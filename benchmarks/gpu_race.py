@@ -30,7 +30,8 @@ from sparsekern.ops._register import live_implementation
 from sparsekern.testing import tolerance
 
 FAMILIES = ("masks", "masked_sgd", "project_conflict", "select", "growth", "channels", "csr")      # the longest last: it takes what is left
-ABSENT, LEFT_OUT = "not run on a GPU yet", "left out (time)"
+TRAINING = "training_step"                  # a family by itself, for the stage train of scripts/gpu.py
+ABSENT, LEFT_OUT, FAILED = "not run on a GPU yet", "left out (time)", "could not be built"
 ROUNDS, WARM_UP = 30, 5
 
 
@@ -239,8 +240,9 @@ class Race:
             try:
                 contenders = case.build(self.lab)
                 self._run(table, contenders, min(self.deadline, time.monotonic() + budget_s))
-            except torch.OutOfMemoryError as error:
-                table.notes.append(f"not run: {str(error).splitlines()[0]}")
+            except (RuntimeError, TypeError, ValueError, ImportError) as error:      # the other cases go on
+                table.notes.append(f"{FAILED}: {_first_line(error)}")
+                self._still_there()
             table.judge()
             if case.notes:
                 table.notes += case.notes(table)
@@ -268,8 +270,7 @@ class Race:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
                 void[name] = f"does not run: {_first_line(error)}"
-                if self.lab.device.type == "cuda":
-                    torch.cuda.synchronize()                # raises where the device is lost: the process ends, the others go on
+                self._still_there()
             result = None
         times = {name: [] for name in able}
         for index in range(self.timer.rounds + self.timer.warm_up):
@@ -282,6 +283,11 @@ class Race:
         for name, one in contenders.items():
             table.rows.append({"name": name, "void": void[name], "implementation": one.implementation} if name in void
                               else self._row(name, one, times[name], *able[name]))
+
+    def _still_there(self) -> None:
+        """After an error: raises where the device is lost. Then this process ends, and those of the other families go on."""
+        if self.lab.device.type == "cuda":
+            torch.cuda.synchronize()
 
     def _row(self, name: str, one: Contender, times: list[float], run: Callable, timed: str) -> dict:
         median = statistics.median(times)
@@ -364,8 +370,8 @@ def main() -> None:
     parser.add_argument("--plan", action="store_true", help="run nothing, need no GPU: every case with its targets, not run yet")
     arguments = parser.parse_args()
     started = time.monotonic()
-    if unknown := [name for name in arguments.families if name not in FAMILIES]:
-        parser.error(f"unknown family {unknown[0]!r}: expected some of {', '.join(FAMILIES)}")
+    if unknown := [name for name in arguments.families if name not in (*FAMILIES, TRAINING)]:
+        parser.error(f"unknown family {unknown[0]!r}: expected some of {', '.join(FAMILIES)}, {TRAINING}")
     if arguments.plan:
         race = Race(Host(), Lab("cpu"), deadline=-math.inf)
     elif not torch.cuda.is_available():
@@ -393,6 +399,7 @@ def main() -> None:
         write()
     wrong = [f"{table.op} {table.shape} {row['name']}: {row['void']}" for table in race.tables for row in table.rows
              if "void" in row and row["name"].startswith("sparsekern")]
+    wrong += [f"{table.op} {table.shape}: {note}" for table in race.tables for note in table.notes if note.startswith(FAILED)]
     for line in wrong:
         print(f"VOID {line}")
     sys.exit(bool(wrong))

@@ -131,7 +131,8 @@ def compare(new: list[dict], old: list[dict]) -> list[Block]:
         blocks += [("table", header, [line for _, line in sorted(found, reverse=True)])] if found else []
     blocks += [("heading", 2, "Wrong or failing now, not before"), ("list", broken)] if broken else []
     known = {"only now": after.keys() - before.keys(), "only before": before.keys() - after.keys()}
-    return blocks + [("text", f"{same} rows within the spread of either run" + "".join(f"; {len(keys)} {words}" for words, keys in known.items()) + ".")]
+    words = "; ".join([f"{same} rows within the spread of either run", *(f"{len(keys)} {words}" for words, keys in known.items())])
+    return [*blocks, ("text", f"{words}.")]
 
 
 # ---- plots ----
@@ -156,7 +157,8 @@ def shares(records: list[dict]) -> list[tuple[str, float]]:
     found = []
     for record in records:
         for table in record["tables"]:
-            best = max((row.get("share") or row.get("share_of_copy") or 0 for row in table["rows"] if ours(row["name"]) and "void" not in row), default=0)
+            mine = [row for row in table["rows"] if ours(row["name"]) and "void" not in row]
+            best = max((row.get("share") or row["share_of_copy"] or 0 for row in mine), default=0)
             if best:
                 found.append((f"{table['op']} {table['shape']}", best))
     return found

@@ -15,7 +15,7 @@ from gpu_race import Case, Contender, Host, Lab, Race, Yardsticks, agrees, equal
 from tables import Overall, Table, Target  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning")
-LOADED = {family: gpu_race.load(family) for family in gpu_race.FAMILIES}
+LOADED = {family: gpu_race.load(family) for family in (*gpu_race.FAMILIES, gpu_race.TRAINING)}
 
 
 def kinds() -> list:
@@ -113,6 +113,12 @@ def test_operands_are_put_back_before_every_call():
         x.add_(1)
     Race(Host(), Lab("cpu", small=True)).case(Case("op", "", lambda lab: {"sparsekern": Contender(run, None, x.zero_)}))
     assert len(seen) > 4 and set(seen) == {0.0}
+
+
+def test_a_case_that_cannot_be_built_says_so():
+    def fails(lab):
+        raise ValueError("no such shape\nmore")
+    assert Race(Host(), Lab("cpu", small=True)).case(Case("op", "", fails)).notes == ["could not be built: no such shape"]
 
 
 def test_late_cases_are_left_out_and_missing_ops_named():
