@@ -8,12 +8,11 @@
 // State: compiled for sm_80 and sm_90a and run under the emulator of csrc/simt; not yet run on a GPU, no time measured.
 //
 // budget: spmm_scalar_kernel 64
-// budget: spmm_scalar_kernel<double 80
+// budget: spmm_scalar_kernel<1 72
 // budget: spmm_transpose_kernel 40
 // budget: spmm_values_kernel 40
-// promise: spmm_scalar_kernel<float, float, 4> LDG.E.128 STG.E.128 no-fp64
-// promise: spmm_scalar_kernel<__nv_bfloat16 no-fp64
-// promise: spmm_scalar_kernel<__half no-fp64
+// promise: spmm_scalar_kernel<4 LDG.E.128 STG.E.128 no-fp64
+// promise: spmm_scalar_kernel<8 LDG.E.128 STG.E.128 no-fp64
 #pragma once
 #include "cuda/csr_product.cuh"
 
@@ -22,7 +21,7 @@ namespace sparsekern::cuda {
 constexpr int kTile = 32;  // of the transposition
 
 // T: b and out. V: values. N: columns per lane; more than one where every row of b starts at a multiple of 16 bytes.
-template <class T, class V, int N>
+template <int N, class T, class V>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
     spmm_scalar_kernel(const __grid_constant__ SpmmArgs a, int lane_bits, bool store_aligned) {
   constexpr int kInFlight = N == 1 ? 8 : 4;
@@ -56,9 +55,12 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
           if (col[u] >= 0) x[u] = load_group<T, N>(b + col[u] * a.b_row, N > 1);
         }
 #pragma unroll
-        for (int u = 0; u < kInFlight; ++u)
+        for (int u = 0; u < kInFlight; ++u) {
+          S wide[N];
+          widen_group(x[u], wide);
 #pragma unroll
-          for (int k = 0; k < N; ++k) sum[k] = fused(weight[u], S(widened(x[u].at[k])), sum[k]);
+          for (int k = 0; k < N; ++k) sum[k] = fused(weight[u], wide[k], sum[k]);
+        }
       }
       store_sums<T, N>(a, row, j, sum, bias_at<T>(a, row), store_aligned);
     }
