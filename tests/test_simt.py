@@ -46,3 +46,12 @@ def test_launch_plan(program):
 @pytest.mark.parametrize("seed", ["0", "1", "12345"])
 def test_masked_and_packed_sgd(program, seed):
     assert run(program("masked_sgd_check.cu"), seed).startswith("ok: ")
+
+
+def test_the_plans_of_sampled_products(program):
+    assert run(program("sddmm_cost_check.cpp")).endswith("ok\n")
+
+
+@pytest.mark.parametrize("seed", ["0", "1", "12345"])
+def test_sampled_products(program, seed):
+    assert run(program("csr_sddmm_check.cu"), seed).startswith("ok: ")
