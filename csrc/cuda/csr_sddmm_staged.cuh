@@ -7,7 +7,7 @@
 // where they do not, dots are wrong, but no access is.
 // State: compiled for sm_80 and sm_90a and run under the emulator of csrc/simt; not yet run on a GPU, no time measured.
 //
-// budget: sddmm_staged_kernel 80
+// budget: sddmm_staged_kernel 96
 // budget: sddmm_combine_kernel 32
 // promise: sddmm_staged_kernel LDG.E.128 LDS.128 STS.128 no-fp64
 // promise: sddmm_combine_kernel no-fp64
