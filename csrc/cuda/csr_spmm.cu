@@ -22,8 +22,6 @@ int64_t whole_groups(const SpmmArgs& a) {  // the length of a row of b in whole 
   return (a.n + n - 1) / n * n;
 }
 size_t rounded(size_t bytes) { return (bytes + 255) / 256 * 256; }
-size_t value_bytes(const SpmmArgs& a) { return a.perm ? rounded(static_cast<size_t>(a.nnz) * (a.type == SpmmType::f64 ? 8 : 4)) : 0; }
-
 int blocks_for(int64_t wanted, const SpmmArgs& a, const DeviceProps& props) {
   const int64_t most = a.guard ? props.sms * kGuardedBlocksPerSm : int64_t{1} << 30;
   return static_cast<int>(std::clamp<int64_t>(wanted, 1, most));
@@ -62,8 +60,11 @@ int scalar(const SpmmArgs& a, const DeviceProps& props, cudaStream_t stream) {
   return static_cast<int>(cudaErrorInvalidValue);
 }
 
-// The values in the pattern's order: gathered into the workspace where there is a permutation.
-int order_values(SpmmArgs& a, void* workspace, const DeviceProps& props, cudaStream_t stream) {
+}  // namespace
+
+size_t spmm_values_bytes(const SpmmArgs& a) { return a.perm ? rounded(static_cast<size_t>(a.nnz) * (a.type == SpmmType::f64 ? 8 : 4)) : 0; }
+
+int order_spmm_values(SpmmArgs& a, void* workspace, const DeviceProps& props, cudaStream_t stream) {
   if (a.perm == nullptr) return 0;
   const int grid = blocks_for((a.nnz + kThreads - 1) / kThreads, a, props);
   const int status = with_type(a.val_type, [&](auto zero) {
@@ -77,19 +78,17 @@ int order_values(SpmmArgs& a, void* workspace, const DeviceProps& props, cudaStr
   return status;
 }
 
-}  // namespace
-
 size_t spmm_scalar_workspace_bytes(const SpmmArgs& a) {
-  return value_bytes(a) + (row_major(a) ? 0 : static_cast<size_t>(a.cols) * whole_groups(a) * bytes_of(a.type));
+  return spmm_values_bytes(a) + (row_major(a) ? 0 : static_cast<size_t>(a.cols) * whole_groups(a) * bytes_of(a.type));
 }
 
 int launch_spmm_scalar(const SpmmArgs& args, void* workspace, const DeviceProps& props, cudaStream_t stream) {
   if (args.rows == 0 || args.n == 0) return 0;
   SpmmArgs a = args;
-  if (const int status = order_values(a, workspace, props, stream)) return status;
+  if (const int status = order_spmm_values(a, workspace, props, stream)) return status;
   if (!row_major(a) && a.cols > 0) {
     const int64_t width = whole_groups(a);
-    void* to = static_cast<char*>(workspace) + value_bytes(args);
+    void* to = static_cast<char*>(workspace) + spmm_values_bytes(args);
     const int64_t tiles = (width + kTile - 1) / kTile * ((a.cols + kTile - 1) / kTile);
     const int grid = blocks_for(tiles, a, props);
     const int status = with_type(a.type, [&](auto zero) {

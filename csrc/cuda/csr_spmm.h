@@ -26,8 +26,21 @@ struct SpmmArgs {
   bool wide_crow;
 };
 
-// scalar: a few lanes per row gather rows of b from the L2 cache. Returns a cudaError_t; the workspace is 16-byte aligned.
+// The values in the pattern's order: gathered into the workspace where there is a permutation, which is then gone.
+size_t spmm_values_bytes(const SpmmArgs& args);
+int order_spmm_values(SpmmArgs& args, void* workspace, const DeviceProps& props, cudaStream_t stream);
+
+// Returns a cudaError_t, like the others. scalar: a few lanes per row gather rows of b from the L2 cache.
 size_t spmm_scalar_workspace_bytes(const SpmmArgs& args);
 int launch_spmm_scalar(const SpmmArgs& args, void* workspace, const DeviceProps& props, cudaStream_t stream);
+
+// staged: blocks gather from tiles of b in shared memory. Not for f64 or 2^31 nonzeros and more, and not under a guard.
+inline size_t spmm_staged_workspace_bytes(const SpmmArgs& args) { return spmm_values_bytes(args); }
+int launch_spmm_staged(const SpmmArgs& args, void* workspace, const DeviceProps& props, cudaStream_t stream);
+
+// densify: dense[rows, width] = W in b's type, 0 elsewhere; width >= cols, a row a multiple of 16 bytes like the address. Each of
+// the `densify_checks` flags is set if a part of b is not finite: then the dense product is to be replaced by a guarded launch.
+inline int densify_checks(const DeviceProps& props) { return 2 * props.sms; }
+int launch_csr_densify(const SpmmArgs& args, void* dense, int64_t width, int32_t* flags, const DeviceProps& props, cudaStream_t stream);
 
 }  // namespace sparsekern::cuda
