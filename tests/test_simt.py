@@ -46,3 +46,18 @@ def test_launch_plan(program):
 @pytest.mark.parametrize("seed", ["0", "1", "12345"])
 def test_masked_and_packed_sgd(program, seed):
     assert run(program("masked_sgd_check.cu"), seed).startswith("ok: ")
+
+
+@pytest.mark.parametrize("seed", ["0", "1", "12345"])
+def test_project_conflict(program, seed):
+    assert run(program("project_conflict_check.cu"), seed).startswith("ok: ")
+@pytest.mark.parametrize("name", ["masked_weight", "mask_bits"])
+@pytest.mark.parametrize("seed", ["0", "1", "12345"])
+def test_masks_and_scores(program, name, seed):
+    assert run(program(f"{name}_check.cu"), seed).startswith("ok: ")
+def test_csr_spmm(program, seed):
+    assert run(program("csr_spmm_check.cu"), seed).startswith("ok: ")
+
+
+def test_csr_cost(program):
+    assert run(program("csr_cost_check.cpp")).endswith("ok\n")
