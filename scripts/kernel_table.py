@@ -61,7 +61,8 @@ def named(text: str, words: set[str]) -> bool:
 
 def emulated(home: Path) -> list[str]:
     run_by_tests = (TESTS / "test_simt.py").read_text()
-    programs = [p for p in sorted((TESTS / "native").glob("*_check.cu")) if home in included(p) and p.name in run_by_tests]
+    programs = [p for p in sorted((TESTS / "native").glob("*_check.cu"))
+                if home in included(p) and named(run_by_tests, {p.stem, p.stem.removesuffix("_check")})]
     ops = ops_of(home)
     files = [p for p in sorted((TESTS / "cuda").glob("test_*.py")) if named(p.read_text(), ops) or (ops and "op_names" in p.read_text())]
     return [str(p.relative_to(ROOT)) for p in programs + files]
