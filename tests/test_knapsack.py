@@ -103,8 +103,8 @@ def test_large_problems_are_within_a_percent_of_the_linear_bound(groups):
 
 @pytest.mark.skipif(host is None, reason="built without a compiler")
 def test_memory_stays_below_50_mb_even_with_groups_of_one():
-    program = ("import resource; from sparsekern import ops; ops.knapsack([1], [1], [1], 5); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
-               "ops.knapsack(list(range(600)), [500] * 600, [1] * 600, 200_000); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)")
+    program = ("import resource; from sparsekern import ops; ops.knapsack([1], [1], [1], 5);"
+               "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; ops.knapsack(list(range(600)), [500] * 600, [1] * 600, 200_000); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)")
     grown = int(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
     assert grown < 50_000, f"{grown} KiB"
 
@@ -131,5 +131,5 @@ def test_capacity_below_the_least_names_it():
 
 @pytest.mark.skipif(host is None, reason="built without a compiler")
 def test_sums_that_overflow_are_refused():
-    with pytest.raises(ValueError, match="expected sums below 2\\^61"):
+    with pytest.raises(ValueError, match="expected sums below 2\\^58"):
         ops.knapsack([2**61, 2**61], [1, 1], [2], 5)

@@ -111,7 +111,7 @@ def test_zero_gradients_and_one_task(name):
 @pytest.mark.parametrize("tasks", [1, 2, 3, 4, 5, 8, 11])
 def test_agrees_with_sequential_pcgrad(name, dtype, tasks):
     grads, order = conflicting(tasks, dtype=dtype), others(tasks)
-    for got, want, first in zip(call(name, grads, tasks, order, reduction="mean"), pcgrad(double(grads), tasks, order, mean=True), grads):
+    for got, want in zip(call(name, grads, tasks, order, reduction="mean"), pcgrad(double(grads), tasks, order, mean=True)):
         assert got.dtype == dtype
         # fp32 sums of products decide how much is taken away: about the square root of their length in last digits.
         assert_close(got, want, dtype=dtype, reduction=64 if dtype == torch.float32 else 4099 if dtype == torch.float64 else 1)

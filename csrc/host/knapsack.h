@@ -6,21 +6,45 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
-#include <limits>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 namespace sparsekern {
 
+// Compiled for what the CPU has; the loop is bound by how wide a 64-bit maximum is.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define SK_CLONES __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
+#else
+#define SK_CLONES
+#endif
+
+// now[c] = max(now[c], before[c] + gain), cell by cell.
+SK_CLONES inline void take_better(int64_t* now, const int64_t* before, size_t cells, int64_t gain) {
+  for (size_t c = 0; c < cells; ++c) {
+    const int64_t total = before[c] + gain;
+    now[c] = total > now[c] ? total : now[c];
+  }
+}
+
 // Choices of one group for every capacity, in the fewest bits of 1, 2, 4, 8, 16 that hold them: at most one bit per bundle
-// and capacity, whatever the groups are.
+// and capacity, whatever the groups are. They are taken off the low `shift` bits of the cells.
 class ChoiceRow {
  public:
-  ChoiceRow(const std::vector<uint16_t>& choices, size_t most) {
+  ChoiceRow(std::vector<int64_t>& cells, size_t most, int shift) {
     while (most >> bits_) bits_ *= 2;
-    words_.assign((choices.size() * bits_ + 63) / 64, 0);
-    for (size_t c = 0; c < choices.size(); ++c) words_[c * bits_ / 64] |= uint64_t(choices[c]) << (c * bits_ % 64);
+    const int64_t low = (int64_t(1) << shift) - 1;
+    const size_t per_word = 64 / bits_;
+    words_.resize((cells.size() + per_word - 1) / per_word);
+    for (size_t w = 0; w < words_.size(); ++w) {
+      uint64_t word = 0;
+      const size_t begin = w * per_word, count = std::min(per_word, cells.size() - begin);
+      for (size_t k = 0; k < count; ++k) {
+        word |= uint64_t(cells[begin + k] & low) << k * bits_;
+        cells[begin + k] &= ~low;
+      }
+      words_[w] = word;
+    }
   }
   size_t at(size_t c) const { return words_[c * bits_ / 64] >> (c * bits_ % 64) & ((uint64_t(1) << bits_) - 1); }
 
@@ -33,8 +57,10 @@ struct Bundles {
   std::vector<int64_t> value, cost;  // of the first j bundles: size + 1 entries
 };
 
-inline std::vector<Bundles> cumulate(const std::vector<int64_t>& values, const std::vector<int64_t>& costs, const std::vector<int64_t>& sizes) {
-  constexpr int64_t limit = int64_t(1) << 61;
+// Values and costs may sum to 2^limit_bits.
+inline std::vector<Bundles> cumulate(const std::vector<int64_t>& values, const std::vector<int64_t>& costs, const std::vector<int64_t>& sizes,
+                                     int limit_bits) {
+  const int64_t limit = int64_t(1) << limit_bits;
   std::vector<Bundles> groups;
   size_t at = 0;
   int64_t magnitude = 0;
@@ -43,7 +69,8 @@ inline std::vector<Bundles> cumulate(const std::vector<int64_t>& values, const s
     for (int64_t j = 0; j < size; ++j, ++at) {
       for (const int64_t x : {values[at], costs[at]}) {
         if (x > limit || x < -limit || (magnitude += x < 0 ? -x : x) > limit)
-          throw std::invalid_argument("knapsack: values and costs: expected sums below 2^61, got larger ones at bundle " + std::to_string(at));
+          throw std::invalid_argument("knapsack: values and costs: expected sums below 2^" + std::to_string(limit_bits) +
+                                      ", got larger ones at bundle " + std::to_string(at) + "; count them in coarser units");
       }
       group.value.push_back(group.value.back() + values[at]);
       group.cost.push_back(group.cost.back() + costs[at]);
@@ -60,8 +87,12 @@ inline std::vector<Bundles> cumulate(const std::vector<int64_t>& values, const s
 // Bundles taken per group. Invariant: sizes sum to the number of values and of costs, and each fits 16 bits.
 inline std::vector<int64_t> knapsack(const std::vector<int64_t>& values, const std::vector<int64_t>& costs, const std::vector<int64_t>& sizes,
                                      int64_t capacity, int64_t min_take) {
-  constexpr int64_t none = std::numeric_limits<int64_t>::min() / 2;  // cannot be had
-  const std::vector<Bundles> groups = cumulate(values, costs, sizes);
+  // A cell holds a value above the choice that gave it: of equal values the longer prefix is the larger number.
+  int shift = 1;
+  for (const int64_t size : sizes)
+    while (size >> shift) ++shift;
+  constexpr int64_t none = -(int64_t(1) << 62);  // cannot be had; stays below every value whatever is added
+  const std::vector<Bundles> groups = cumulate(values, costs, sizes, 60 - shift);
   int64_t least = 0;
   std::vector<int64_t> from;
   for (const Bundles& group : groups) {
@@ -73,27 +104,16 @@ inline std::vector<int64_t> knapsack(const std::vector<int64_t>& values, const s
                                 std::to_string(min_take) + " bundles of each group costs, got " + std::to_string(capacity));
   const size_t cells = static_cast<size_t>(capacity) + 1;
   std::vector<int64_t> best(cells, 0), next(cells);
-  std::vector<uint16_t> choices(cells);
   std::vector<ChoiceRow> rows;
   for (size_t l = groups.size(); l-- > 0;) {
     std::fill(next.begin(), next.end(), none);
-    std::fill(choices.begin(), choices.end(), uint16_t(0));
     for (size_t j = from[l]; j < groups[l].cost.size(); ++j) {
-      const int64_t cost = groups[l].cost[j], value = groups[l].value[j];
-      if (cost > capacity) continue;
-      const int64_t* before = best.data();
-      int64_t* now = next.data() + cost;
-      uint16_t* choice = choices.data() + cost;
-      for (size_t c = 0; c < cells - static_cast<size_t>(cost); ++c) {  // as selections, so that the compiler vectorises it
-        const int64_t total = before[c] + value;
-        const bool better = total >= now[c] && before[c] != none;  // of equals the longer prefix
-        now[c] = better ? total : now[c];
-        choice[c] = better ? static_cast<uint16_t>(j) : choice[c];
-      }
+      const int64_t cost = groups[l].cost[j];
+      if (cost <= capacity) take_better(next.data() + cost, best.data(), cells - cost, groups[l].value[j] * (int64_t(1) << shift) + int64_t(j));
     }
+    rows.emplace_back(next, groups[l].cost.size() - 1, shift);
     for (int64_t& x : next) x = x < none / 2 ? none : x;
     best.swap(next);
-    rows.emplace_back(choices, groups[l].cost.size() - 1);
   }
   // The least capacity with the best value: everything that reaches this value there costs exactly that.
   size_t left = static_cast<size_t>(std::lower_bound(best.begin(), best.end(), best.back()) - best.begin());

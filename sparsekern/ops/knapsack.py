@@ -28,8 +28,8 @@ def knapsack(values: Sequence[int], costs: Sequence[int], group_sizes: Sequence[
     if len(costs) != len(values):
         raise ValueError(f"knapsack: costs: expected {len(values)} like values, got {len(costs)}")
     if any(not 0 <= size <= 65535 for size in group_sizes) or sum(group_sizes) != len(values):
-        raise ValueError(f"knapsack: group_sizes: expected sizes of 0 to 65535 that sum to the {len(values)} bundles, got a sum of {sum(group_sizes)}, "
-                         f"sizes from {min(group_sizes, default=0)} to {max(group_sizes, default=0)}")
+        raise ValueError(f"knapsack: group_sizes: expected sizes of 0 to 65535 that sum to the {len(values)} bundles, got a sum of "
+                         f"{sum(group_sizes)}, sizes from {min(group_sizes, default=0)} to {max(group_sizes, default=0)}")
     if min_take < 0:
         raise ValueError(f"knapsack: min_take: expected 0 or more, got {min_take}")
     if len(values) * (capacity + 1) > 2**35:
@@ -57,5 +57,6 @@ def knapsack_reference(values, costs, group_sizes, capacity, *, min_take=0) -> l
             best = (value, -cost, taken)
     if best is None:
         least = sum(min(cost for _, cost in group[min(min_take, len(group) - 1):]) for group in groups)
-        raise ValueError(f"knapsack: capacity: expected at least {least}, the least that taking {min_take} bundles of each group costs, got {capacity}")
+        raise ValueError(f"knapsack: capacity: expected at least {least}, the least that taking {min_take} bundles of each group costs, "
+                         f"got {capacity}")
     return list(best[2])
