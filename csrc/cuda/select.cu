@@ -52,7 +52,7 @@ int upload(const Words& a, const Words& b, unsigned char* workspace, const Selec
 int launch_short(const SelectTables& tables, int64_t begin, int64_t count, int numel, int threads, const DeviceProps& props, cudaStream_t stream) {
   if (count == 0) return 0;
   const int bytes = numel * static_cast<int>(sizeof(Rank));
-  const int64_t slots = static_cast<int64_t>(props.sms) * std::min(2048 / threads, 220 * 1024 / (bytes + 10 * 1024));
+  const int64_t slots = static_cast<int64_t>(props.sms) * (1024 / threads);  // what registers and shared memory let run together
   SK_LAUNCH(select_short_kernel, static_cast<int>(std::min(count, slots)), threads, bytes, stream, tables, begin, begin + count);
   return static_cast<int>(cudaGetLastError());
 }
