@@ -130,6 +130,10 @@ __global__ void __launch_bounds__(kSweepThreads, kSweepBlocksPerSm) select_sweep
   const int stop = share(tables, blockIdx.x + 1);
   for (int g = share(tables, blockIdx.x); g < stop;) {
     const SelectSegment& s = tables.segments[tables.entries[entry_at(tables, g)].segment];
+    if (g >= s.last) {
+      g = s.next;
+      continue;
+    }
     if (threadIdx.x == 0) current.set(tables, s);
     __syncthreads();
     const int begin = g, first_block = block_of(tables, s.first), parts = block_of(tables, s.last - 1) - first_block + 1;
