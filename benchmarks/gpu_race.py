@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from tables import Overall, Table, Target
+from race_tables import Overall, Table, Target
 from torch import Tensor
 
 from sparsekern import ops

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu_race  # noqa: E402
 from gpu_race import Case, Contender, Host, Lab, Race, Yardsticks, agrees, equal  # noqa: E402
-from tables import Overall, Table, Target  # noqa: E402
+from race_tables import Overall, Table, Target  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning")
 LOADED = {family: gpu_race.load(family) for family in (*gpu_race.FAMILIES, gpu_race.TRAINING)}
