@@ -158,7 +158,7 @@ def layer(shape: tuple[int, int, int], sparsity: float, dtype: torch.dtype):
 
 
 def pattern(lab: Lab) -> dict:
-    """Making and changing patterns: CSR from a mask, validation, 30 % of the connections exchanged."""
+    """Making and changing patterns: CSR from a mask, the plan of the products, validation, 30 % of the connections exchanged."""
     w = Matrix(lab, 4096, 4096, 0.9, FP32)
     rows, cols = w.rows, w.cols
     drop, free = lab.mask(w.nnz, density=0.3), (~w.mask).nonzero()
@@ -181,11 +181,19 @@ def pattern(lab: Lab) -> dict:
         crow = F.pad(torch.bincount(keys // cols, minlength=rows).cumsum(0), (1, 0)).int()
         return crow, (keys[order] % cols).int(), values
 
-    made = (w.crow, w.col, w.val)
+    made, planned = (w.crow, w.col, w.val), ops.implementations("csr_plan")["reference"](w.crow, w.col, rows, cols)
+
+    def transposed():
+        order = w.col.argsort(stable=True)
+        return F.pad(torch.bincount(w.col, minlength=cols).cumsum(0), (1, 0)).int(), order
+
     return (lab.ours("sparsekern csr_from_mask", "csr_from_mask", lambda f: {
                 "run": lambda: f(w.mask, w.dense, nnz=w.nnz), "check": lambda got: [equal(x, y) for x, y in zip(got, made)]},
                 hbm=rows * cols + w.nnz * 12)
             | {"torch to_sparse_csr": Contender(w.dense.to_sparse_csr, graph=False, hbm=4 * rows * cols + w.nnz * 12)}
+            | lab.ours("sparsekern csr_plan", "csr_plan", lambda f: {
+                "run": lambda: f(w.crow, w.col, rows, cols), "check": lambda got: [equal(x, y) for x, y in zip(got, planned)]}, hbm=12 * w.nnz)
+            | {"torch argsort, bincount of the columns": Contender(transposed, graph=False, hbm=12 * w.nnz)}
             | lab.ours("sparsekern csr_validate", "csr_validate", lambda f: {
                 "run": lambda: f(w.crow, w.col, rows, cols), "check": lambda got: equal(got[:1], torch.zeros_like(got[:1]))}, hbm=4 * w.nnz)
             | lab.ours("sparsekern csr_replace", "csr_replace", lambda f: {
@@ -214,7 +222,7 @@ CASES = [
     *cases("csr_spmm", PRODUCTS, product, targets=dense_targets),
     *cases("csr_sddmm", SAMPLED, sampled),
     *cases("csr_linear forward and backward", LAYERS, layer, (0.9, 0.95, 0.98)),
-    Case("csr_from_mask, csr_validate, csr_replace", "4096x4096, 90% sparse", pattern),
+    Case("csr_from_mask, csr_plan, csr_validate, csr_replace", "4096x4096, 90% sparse", pattern),
 ]
 OVERALL = [
     Overall("csr_spmm", "fp32", Target("sparsekern", ">=", 2.0, "torch CSR"), "geomean"),
