@@ -13,6 +13,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu_race  # noqa: E402
+import gpu_timer  # noqa: E402
 from gpu_race import Case, Contender, Host, Lab, Race, Yardsticks, agrees, equal  # noqa: E402
 from race_tables import Overall, Table, Target  # noqa: E402
 
@@ -186,9 +187,9 @@ def test_gpu_timer_replays_what_can_be_captured(monkeypatch):
         "sparsekern": Contender(lambda: calls.append("ours"), hbm=1e3, reset=lambda: calls.append("reset")),
         "waits": Contender(waits), "never captured": Contender(lambda: calls.append("never"), graph=False)}))
     assert [row["timed"] for row in table.rows] == ["graph", "events", "events"]
-    assert all(row["rounds"] == gpu_race.ROUNDS for row in table.rows)
+    assert all(row["rounds"] == gpu_timer.ROUNDS for row in table.rows)
     # The check, two to warm up, the capture, ten eager ones; every timed one was a replay.
-    assert calls.count("ours") == 14 and Pretended.replays == 1 + gpu_race.ROUNDS + gpu_race.WARM_UP + 10
+    assert calls.count("ours") == 14 and Pretended.replays == 1 + gpu_timer.ROUNDS + gpu_timer.WARM_UP + 10
     assert table.rows[0]["bound"] == "memory" and table.rows[0]["floor_ms"] == pytest.approx(1e-3) and table.rows[1]["share"] is None
 
 
