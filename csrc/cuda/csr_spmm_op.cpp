@@ -16,14 +16,13 @@
 namespace sparsekern {
 namespace {
 
+using cuda::SpmmAlgo;
 using cuda::SpmmArgs;
 using cuda::SpmmType;
 
 SpmmType type_of(at::ScalarType type) {
   return type == at::kFloat ? SpmmType::f32 : type == at::kBFloat16 ? SpmmType::bf16 : type == at::kHalf ? SpmmType::f16 : SpmmType::f64;
 }
-
-using cuda::SpmmAlgo;
 
 // Nothing for "auto".
 std::optional<SpmmAlgo> algo_of(const char* op, c10::string_view algo, at::ScalarType type) {
