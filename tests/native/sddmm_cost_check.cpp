@@ -71,6 +71,9 @@ int main() {
   // fp32 without tensor cores: staged from 90 % up.
   require(at(512, 0.3, 4) == SddmmWay::dense, "fp32 is dense at 70 %", any);
   for (const double density : {0.1, 0.05, 0.02, 0.01}) require(at(512, density, 4) == SddmmWay::staged, "fp32 is staged from 90 %", any);
+  SddmmShape tf32 = square(4096, 512, 0.05, 4);
+  tf32.tf32 = true;
+  require(sddmm_way(tf32, kLarge) == SddmmWay::dense, "fp32 is dense at 95 % where TF32 is allowed", tf32);
   // A list of places, in whatever order, is not staged; nor are fp64 and very long dots.
   require(at(512, 0.06, 2, false) == SddmmWay::dense && at(512, 0.002, 2, false) == SddmmWay::gather, "a list is dense or gathered", any);
   require(at(512, 0.1, 8) == SddmmWay::gather && at((1 << 20) + 1, 0.5, 2) == SddmmWay::gather, "fp64 and very long dots are gathered", any);
