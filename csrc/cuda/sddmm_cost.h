@@ -35,6 +35,7 @@ constexpr int64_t kSddmmLong = int64_t{1} << 20;         // longer dots are comp
 constexpr int64_t kSddmmInCache = int64_t{32} << 20;     // of both operands that a pass walks over
 constexpr int64_t kSddmmChunkBytes = int64_t{16} << 20;  // of the dense product at a time: it stays in the L2 cache
 constexpr int kSddmmTileBytes = 256;                     // of a row of b in a tile of the staged way
+constexpr int64_t kSddmmSumBytes = int64_t{256} << 20;   // of their sums beside one another
 constexpr int kSddmmParts = 4;                           // most pieces of n that blocks of the staged way share
 
 // Columns of the operands that one pass takes: whole lines of 128 bytes, at most 4096, and passes of about equal length.
@@ -79,9 +80,11 @@ struct SddmmStagedPlan {
   int64_t shared_bytes() const { return static_cast<int64_t>(width) * kSddmmTileBytes; }
 };
 
-// They follow from the length of a pass alone, so that the result does not depend on the device.
+// They follow from the shape alone, so that the result does not depend on the device.
 inline int64_t sddmm_steps(const SddmmShape& s) { return (sddmm_slab(s.rows, s.cols, s.n, s.size) * s.size + kSddmmTileBytes - 1) / kSddmmTileBytes; }
-inline int64_t sddmm_parts(const SddmmShape& s) { return std::min<int64_t>(sddmm_steps(s), kSddmmParts); }
+inline int64_t sddmm_parts(const SddmmShape& s) {
+  return std::clamp<int64_t>(kSddmmSumBytes / (4 * std::max<int64_t>(s.entries, 1)), 1, std::min<int64_t>(sddmm_steps(s), kSddmmParts));
+}
 
 inline SddmmStagedPlan sddmm_staged_plan(const SddmmShape& s, const DeviceProps& props, const SddmmRates& r = {}) {
   const int64_t passes = sddmm_passes(s), steps = sddmm_steps(s);

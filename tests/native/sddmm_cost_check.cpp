@@ -31,6 +31,7 @@ void check_cuts(const SddmmShape& s) {
   for (const DeviceProps& props : {kLarge, kSmall}) {
     const SddmmStagedPlan plan = sddmm_staged_plan(s, props);
     require(plan.parts == sddmm_parts(s) && plan.parts <= kSddmmParts && plan.parts <= sddmm_steps(s), "parts do not depend on the device", s);
+    require(plan.parts == 1 || plan.parts * s.entries * 4 <= kSddmmSumBytes, "sums of parts stay small", s);
     require(plan.shared_bytes() <= props.shared_bytes, "a tile fits shared memory", s);
     require(int64_t{plan.width} * plan.tiles >= s.cols && int64_t{plan.width} * (plan.tiles - 1) < s.cols, "tiles cover b, none is empty", s);
     require(plan.bands >= 1 && plan.bands <= std::max<int64_t>(s.rows, 1), "no band is empty", s);
