@@ -89,7 +89,7 @@ def sampled(shape: tuple[int, int, int], sparsity: float, dtype: torch.dtype):
         n = lab.size(shape[2], 24)
         a, b = lab.randn(w.rows, n, dtype=dtype), lab.randn(w.cols, n, dtype=dtype)
         tall = [t.t().contiguous().t() for t in (a, b)]
-        want = (a.double() @ b.double().t())[w.mask]
+        want, places = (a.double() @ b.double().t())[w.mask], w.mask.view(-1).nonzero()[:, 0]
         facts = {"hbm": w.bytes(n), "shared": w.nnz * n * a.itemsize}
 
         def make(one, other):
@@ -98,7 +98,7 @@ def sampled(shape: tuple[int, int, int], sparsity: float, dtype: torch.dtype):
         sum_at = torch.sparse.sampled_addmm
         return (lab.ours("sparsekern", "csr_sddmm", make(a, b), **facts) | lab.ours("sparsekern column-major", "csr_sddmm", make(*tall), **facts)
                 | {"torch sampled_addmm": torch_csr(lambda: sum_at(w.csr, a, b.t(), beta=0.0).values(), want)}
-                | peers(lambda: (a @ b.t())[w.mask], want, dtype, 2 * w.rows * w.cols * n))
+                | peers(lambda: (a @ b.t()).view(-1)[places], want, dtype, 2 * w.rows * w.cols * n))
     return build
 
 
@@ -123,7 +123,7 @@ def layer(shape: tuple[int, int, int], sparsity: float, dtype: torch.dtype):
 
         size = w.val.itemsize
         moved = 3 * w.nnz * (size + BYTES_OF_INDEX) + (2 * w.cols + 2 * w.rows) * batch * size
-        return (lab.ours("sparsekern", "csr_linear", make, hbm=moved, shared=3 * w.nnz * batch * size)
+        return (lab.ours("sparsekern", "csr_linear", make, triton=False, hbm=moved, shared=3 * w.nnz * batch * size)
                 | {f"masked {name}": one for name, one in peers(masked, want, dtype, 6 * w.rows * w.cols * batch).items()})
     return build
 

@@ -10,6 +10,7 @@ time over the measured one, the roofline being what the same run measured: a lar
 The cases of a family are the list CASES of gpu_<family>.py. With a Host instead of a Gpu they run on the CPU, scaled down.
 """
 import argparse
+import contextlib
 import gc
 import importlib
 import json
@@ -82,11 +83,14 @@ class Lab:
     def compile(self, function: Callable) -> Callable:
         return function if self.small else torch.compile(function)
 
-    def ours(self, label: str, op: str, make: Callable[[Callable], dict], **facts) -> dict[str, Contender]:
-        """`make(f)` gives run (and check, reset) with fresh operands, calling f as the op; a second row is Triton's where CUDA is live."""
+    def ours(self, label: str, op: str, make: Callable[[Callable], dict], *, triton: bool = True, **facts) -> dict[str, Contender]:
+        """`make(f)` gives run (and check, reset) with fresh operands, calling f as the op; a second row is Triton's where CUDA is live.
+
+        A Triton launcher has no gradient: triton=False where one is asked for.
+        """
         packet, live = op.partition(".")[0], live_implementation(op, self.device.type)
         rows = {label: Contender(**make(getattr(ops, packet)), **facts, implementation=live)}
-        if live == "cuda" and "triton" in (found := ops.implementations(op)):
+        if triton and live == "cuda" and "triton" in (found := ops.implementations(op)):
             rows[f"{label}, triton"] = Contender(**make(found["triton"]), **facts, implementation="triton")
         return rows
 
@@ -151,13 +155,18 @@ class Gpu:
         if not one.graph:
             return one.run, "events"
         try:
+            graph = torch.cuda.CUDAGraph()
+            torch.cuda.synchronize()
             with torch.cuda.stream(self.side):
                 for _ in range(2):
                     one.run()
-            self.side.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self.side):
-                one.run()
+                self.side.synchronize()
+                graph.capture_begin()       # not torch.cuda.graph: that collects garbage each time
+                try:
+                    one.run()
+                finally:
+                    graph.capture_end()
+            torch.cuda.synchronize()
             graph.replay()
             torch.cuda.synchronize()
             return graph.replay, "graph"
@@ -249,7 +258,8 @@ class Race:
         if self.lab.device.type == "cuda" and table.rows:
             contenders = None               # closures hold operands in cycles
             gc.collect()
-            torch.cuda.empty_cache()
+            with contextlib.suppress(RuntimeError):         # refused after a capture that failed
+                torch.cuda.empty_cache()
         return table
 
     def _run(self, table: Table, contenders: dict[str, Contender], deadline: float) -> None:
@@ -387,8 +397,10 @@ def main() -> None:
             arguments.report.write_text(json.dumps({"gpu": None if arguments.plan else race.timer.name, "yardsticks": race.yard.known(), **versions(),
                                                     "tables": [table.record() for table in race.tables]}, indent=1))
 
-    for family in arguments.families or FAMILIES:
-        cases, overall = load(family)
+    loaded = {family: load(family) for family in arguments.families or FAMILIES}
+    gc.collect()
+    gc.freeze()                             # what was imported stays: later collections look at operands alone
+    for cases, overall in loaded.values():
         first = len(race.tables)
         for case in cases:
             show(race.case(case))

@@ -136,8 +136,7 @@ def regrow(lab: Lab) -> dict:
             inactive = ~mask
             drop = torch.topk(torch.where(mask, weight.abs(), torch.inf), count, largest=False).indices
             chosen = torch.topk(torch.where(inactive, score.abs(), -1.0), count).indices
-            mask[drop] = False
-            mask[chosen] = True
+            mask.scatter_(0, drop, False).scatter_(0, chosen, True)
 
     def check(_):
         assert all(int(m.sum()) == int(w.sum()) for m, w in zip(masks, wanted)), "another number of active weights"

@@ -1,8 +1,10 @@
 """The GPU races without a GPU: every kind of case builds, agrees and is recorded on the CPU, scaled down; targets and floors add up."""
+import contextlib
 import json
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -126,6 +128,61 @@ def test_late_cases_are_left_out_and_missing_ops_named():
     assert late.case(build(sparsekern=(print,))).notes == ["left out (time)"] and not late.tables[0].rows
     missing = Race(Host(), Lab("cpu", small=True)).case(Case("op", "", lambda lab: {}, needs=("no_such_op",)))
     assert missing.notes == ["there is no no_such_op yet"]
+
+
+class Pretended:
+    """Just enough of torch.cuda to time a contender: graphs that replay what they recorded, or refuse to record it."""
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+        def record(self):
+            self.at = time.perf_counter()
+        def synchronize(self):
+            pass
+        def elapsed_time(self, stop):
+            return (stop.at - self.at) * 1e3
+
+    class CUDAGraph:
+        def capture_begin(self):
+            Pretended.capturing = True
+        def capture_end(self):
+            Pretended.capturing = False
+        def replay(self):
+            Pretended.replays += 1
+
+    class Stream:
+        def synchronize(self):
+            pass
+
+    stream = staticmethod(contextlib.nullcontext)
+    synchronize = staticmethod(lambda: None)
+    _sleep = staticmethod(lambda cycles: None)
+    get_device_name = staticmethod(lambda: "pretended")
+    capturing, replays = False, 0
+
+
+def test_gpu_timer_replays_what_can_be_captured(monkeypatch):
+    for name in ("Event", "CUDAGraph", "Stream", "stream", "synchronize", "_sleep", "get_device_name"):
+        monkeypatch.setattr(torch.cuda, name, getattr(Pretended, name), raising=False)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, device=None, **more: empty(8, **more))
+    timer = gpu_race.Gpu()
+    calls = []
+
+    def waits():
+        if Pretended.capturing:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        calls.append("waits")
+
+    race = Race(timer, Lab("cpu", small=True), yard=Yardsticks(copy_gb_per_s=1.0))
+    table = race.case(Case("op", "", lambda lab: {
+        "sparsekern": Contender(lambda: calls.append("ours"), hbm=1e3, reset=lambda: calls.append("reset")),
+        "waits": Contender(waits), "never captured": Contender(lambda: calls.append("never"), graph=False)}))
+    assert [row["timed"] for row in table.rows] == ["graph", "events", "events"]
+    assert all(row["rounds"] == gpu_race.ROUNDS for row in table.rows)
+    # The check, two to warm up, the capture, ten eager ones; every timed one was a replay.
+    assert calls.count("ours") == 14 and Pretended.replays == 1 + gpu_race.ROUNDS + gpu_race.WARM_UP + 10
+    assert table.rows[0]["bound"] == "memory" and table.rows[0]["floor_ms"] == pytest.approx(1e-3) and table.rows[1]["share"] is None
 
 
 def test_checks():

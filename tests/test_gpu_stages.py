@@ -49,9 +49,9 @@ def script(path: Path, text: str) -> Path:
 def pretended(tmp_path, monkeypatch):
     """A GPU by name, two standalone programs (the second one fails), compilers and sanitizers that only write down their calls."""
     log = tmp_path / "log"
-    tools = {"nvcc": script(tmp_path / "nvcc", f'echo nvcc >> {log}\nfor last; do :; done\n'
-                                               f'case "$last" in *bad*) code=1;; *) code=0;; esac\n'
-                                               f"printf '#!/bin/sh\\necho ran; echo \"{{\\\\\"op\\\\\": 1}}\"\\nexit %s\\n' $code > $last\nchmod +x $last"),
+    # The "compiler" copies a program that says one line of JSON and fails where its name says so.
+    program = script(tmp_path / "program", """echo '{"op": 1}'\ncase "$0" in *bad*) exit 1;; esac""")
+    tools = {"nvcc": script(tmp_path / "nvcc", f'echo nvcc >> {log}\nfor last; do :; done\ncp {program} "$last"'),
              "compute-sanitizer": script(tmp_path / "sanitizer", f'echo "$2" >> {log}\nfor last; do :; done\nexec "$last"')}
     monkeypatch.setattr(gpu, "BUILD", tmp_path / "build")
     monkeypatch.setattr(gpu, "STAMP", tmp_path / "build/stamp.json")

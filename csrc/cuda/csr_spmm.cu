@@ -35,7 +35,7 @@ int scalar_launch(const SpmmArgs& a, const DeviceProps& props, cudaStream_t stre
   const unsigned across = static_cast<unsigned>(std::min<int64_t>(chunks, a.guard ? 1 : 65535));
   const unsigned grid = static_cast<unsigned>(blocks_for((sets + kThreads / 32 - 1) / (kThreads / 32), a, props));
   const bool aligned = a.out_col == 1 && reinterpret_cast<uintptr_t>(a.out) % 16 == 0 && a.out_row * sizeof(T) % 16 == 0;
-  SK_LAUNCH((&spmm_scalar_kernel<T, V, N>), dim3(grid, across), kThreads, 0, stream, a, lane_bits, aligned);
+  SK_LAUNCH((&spmm_scalar_kernel<N, T, V>), dim3(grid, across), kThreads, 0, stream, a, lane_bits, aligned);
   return static_cast<int>(cudaGetLastError());
 }
 

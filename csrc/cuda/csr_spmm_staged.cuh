@@ -10,7 +10,7 @@
 // State: compiled for sm_80 and sm_90a and run under the emulator of csrc/simt; not yet run on a GPU, no time measured.
 //
 // budget: spmm_staged_kernel 64
-// promise: spmm_staged_kernel LDS.128 LDGSTS.E.128 no-fp64
+// promise: spmm_staged_kernel LDS.128 STG.E.128 LDGSTS.E.128 no-fp64
 #pragma once
 #include "cuda/async_copy.cuh"
 #include "cuda/collective.cuh"
@@ -105,11 +105,13 @@ __device__ __forceinline__ void gather_tile(const SpmmArgs& a, const unsigned ch
       if (((i < 4 ? there_low : there_high) & 0x11111111u << (i & 3)) == 0) break;  // in no row of the warp
       const unsigned char* row = shared + __shfl_sync(kAllLanes, offset[i / 4], i & 3, 4);
       const float w = __shfl_sync(kAllLanes, weight[i / 4], i & 3, 4);
-      const auto x = *reinterpret_cast<const Group<T, N>*>(row + near), y = *reinterpret_cast<const Group<T, N>*>(row + (near ^ 64));
 #pragma unroll
-      for (int k = 0; k < N; ++k) {
-        sum[0][k] = __fmaf_rn(w, widened(x.at[k]), sum[0][k]);
-        sum[1][k] = __fmaf_rn(w, widened(y.at[k]), sum[1][k]);
+      for (int h = 0; h < 2; ++h) {
+        const auto group = *reinterpret_cast<const Group<T, N>*>(row + (near ^ h * 64));
+        float x[N];
+        widen_group(group, x);
+#pragma unroll
+        for (int k = 0; k < N; ++k) sum[h][k] = __fmaf_rn(w, x[k], sum[h][k]);
       }
     }
     const int taken = __popc(there_low >> (lane & 28) & 15) + __popc(there_high >> (lane & 28) & 15);

@@ -20,7 +20,7 @@ constexpr int kTinySegment = 1024, kSmallSegment = 8192;  // elements of one blo
 constexpr int kTinyThreads = 128, kSmallThreads = 512;
 constexpr int kSample = 4096, kSampleThreads = 512;
 constexpr int kDigit = 13, kBins = 1 << kDigit;  // of a sweep
-constexpr int kFinalists = 4096;                  // that one block ends with; they stand where the bins were
+constexpr int kFinalists = 4096;                 // that one block ends with; they stand where the bins were
 static_assert(kFinalists * sizeof(Rank) <= kBins * sizeof(uint32_t));
 
 // What the next sweep does with a large segment. sift: reads the scores, writes the mask of what lies outside the bracket and lists
@@ -54,8 +54,10 @@ struct SelectChunk {
 
 // Part of a table travels as a parameter: nothing to cache, and a captured graph holds it.
 template <int words>
-__global__ void __launch_bounds__(kThreads) select_upload_kernel(const __grid_constant__ SelectChunk<words> chunk, unsigned long long* to, int count) {
-  for (int k = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); k < count; k += static_cast<int>(gridDim.x * blockDim.x)) to[k] = chunk.word[k];
+__global__ void __launch_bounds__(kThreads)
+    select_upload_kernel(const __grid_constant__ SelectChunk<words> chunk, unsigned long long* to, int count) {
+  for (int k = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); k < count; k += static_cast<int>(gridDim.x * blockDim.x))
+    to[k] = chunk.word[k];
 }
 
 struct ShortScratch {

@@ -103,7 +103,16 @@ struct SweepWarp {
 
 // A part of one entry, as a warp sees it. Few registers: flags in one, offsets of 32 bits.
 struct SweepPart {
-  enum : uint32_t { scores_aligned = 1, able_bits = 2, able_bytes = 4, able_aligned = 8, able_inverted = 16, mask_bits = 32, mask_bytes = 64, mask_aligned = 128 };
+  enum : uint32_t {
+    scores_aligned = 1,
+    able_bits = 2,
+    able_bytes = 4,
+    able_aligned = 8,
+    able_inverted = 16,
+    mask_bits = 32,
+    mask_bytes = 64,
+    mask_aligned = 128
+  };
   const unsigned char* scores;
   const unsigned char* able;
   unsigned char* mask;
@@ -282,8 +291,7 @@ __device__ __forceinline__ void sweep_tile(const SweepTile<V>& t, const SweepPar
   if (!x.is(SweepPart::mask_bits | SweepPart::mask_bytes)) return;
   const unsigned on = warp.s->drop ? able & ~above & ~listed : above;
 #pragma unroll
-  for (int g = 0; g < SweepTile<V>::groups; ++g)
-    store_mask<V>(x, SweepTile<V>::at(tile, g), on >> (g * V) & ((1u << V) - 1));
+  for (int g = 0; g < SweepTile<V>::groups; ++g) store_mask<V>(x, SweepTile<V>::at(tile, g), on >> (g * V) & ((1u << V) - 1));
 }
 
 template <int V>

@@ -163,7 +163,9 @@ const std::vector<std::pair<const char*, std::function<float(size_t)>>> kinds = 
     {"narrow", [](size_t) { return 1.f + 3e-5f * uniform(); }},
     {"some NaN", [](size_t) { return draw() % 50 == 0 ? NAN : uniform(); }},
     {"all NaN", [](size_t) { return NAN; }},
-    {"mostly zero of both signs", [](size_t i) { return draw() % 9 == 0 ? uniform() : i % 2 ? 0.f : -0.f; }},
+    {"mostly zero of both signs", [](size_t i) { return draw() % 9 == 0 ? uniform()
+                                                        : i % 2         ? 0.f
+                                                                        : -0.f; }},
     {"infinities", [](size_t) { return draw() % 4 == 0 ? (uniform() > 0 ? INFINITY : -INFINITY) : uniform(); }},
     {"sorted", [](size_t i) { return static_cast<float>(i) - 7000.f; }},
     {"few integers", [](size_t) { return std::round(4 * uniform()); }},
