@@ -77,6 +77,7 @@ int main() {
   require(sddmm_way(tf32, kLarge) == SddmmWay::dense, "fp32 is dense at 95 % where TF32 is allowed", tf32);
   // A list of places, in whatever order, is not staged; nor are fp64 and very long dots.
   require(at(512, 0.06, 2, false) == SddmmWay::dense && at(512, 0.002, 2, false) == SddmmWay::gather, "a list is dense or gathered", any);
+  require(sddmm_way({6, 5, 256, 40000, 2, false, true, false}, kSmall) == SddmmWay::dense, "a list much longer than the product is dense", any);
   require(at(512, 0.1, 8) == SddmmWay::gather && at((1 << 20) + 1, 0.5, 2) == SddmmWay::gather, "fp64 and very long dots are gathered", any);
   std::printf("ok\n");
 }
