@@ -18,7 +18,7 @@
 #include <tuple>
 #include <vector>
 
-#include "common/csr_checks.h"
+#include "common/csr_edit_checks.h"
 #include "cpu/csr_faults.h"
 #include "cpu/csr_pattern.h"
 

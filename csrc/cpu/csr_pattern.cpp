@@ -9,7 +9,7 @@
 #include <mutex>
 #include <optional>
 
-#include "common/csr_checks.h"
+#include "common/csr_edit_checks.h"
 #include "cpu/csr_faults.h"
 
 namespace sparsekern {
@@ -84,7 +84,7 @@ int64_t first_outside_of_all(const int32_t* values, int64_t count, int64_t limit
 
 CsrPattern checked_pattern(const char* op, const at::Tensor& crow, const at::Tensor& col, int64_t rows, int64_t cols, const char* crow_name,
                            const char* col_name) {
-  check_pattern_form(op, crow, col, rows, cols, at::kCPU, crow_name, col_name);
+  check_pattern_shape(op, crow, col, rows, cols, at::kCPU, crow_name, col_name);
   CsrPattern p;
   p.rows = rows, p.cols = cols, p.nnz = col.numel();
   p.crow_keep = crow.to(at::kLong).contiguous();
@@ -112,8 +112,7 @@ CsrPattern checked_pattern(const char* op, const at::Tensor& crow, const at::Ten
 }
 
 at::Tensor checked_positions(const char* op, const char* name, const at::Tensor& positions, int64_t count, int64_t limit) {
-  check_on(op, name, positions, at::kCPU);
-  check_ints(op, name, positions, false);
+  check_index_vector(op, name, positions, false, at::kCPU);
   TORCH_CHECK_VALUE(positions.numel() == count, op, ": ", name, ": expected ", count, " positions, got ", positions.numel());
   at::Tensor kept = positions.contiguous();
   if (!memory().has(positions, limit, -2)) {

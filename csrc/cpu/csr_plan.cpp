@@ -8,7 +8,7 @@
 #include <numeric>
 #include <vector>
 
-#include "common/csr_checks.h"
+#include "common/csr_edit_checks.h"
 #include "cpu/csr_pattern.h"
 
 namespace sparsekern {

@@ -8,7 +8,7 @@
 #include <memory>
 #include <vector>
 
-#include "common/csr_checks.h"
+#include "common/csr_edit_checks.h"
 #include "cpu/position_set.h"
 
 #define SK_KERNEL_FILE "cpu/csr_setdiff.h"

@@ -6,7 +6,7 @@
 
 #include <atomic>
 
-#include "common/csr_checks.h"
+#include "common/csr_edit_checks.h"
 #include "common/philox.h"
 #include "cpu/position_set.h"
 #include "cpu/sample_table.h"

@@ -18,7 +18,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> csr_from_mask_cuda(const at::Tens
   cuda::check_cuda(kOp, "mask", mask);
   const int64_t cols = check_mask(mask, values), rows = mask.size(0), numel = mask.numel();
   const c10::Device device = mask.device();
-  if (values) check_on(kOp, "values", *values, device);
+  if (values) check_same_device(kOp, "values", *values, device);
   TORCH_CHECK_VALUE(nnz <= numel, kOp, ": nnz: expected the number of entries that are on (at most ", numel, "), got ", nnz);
   const c10::DeviceGuard guard(device);
   const cudaStream_t stream = cuda::current_stream(kOp, device);
@@ -63,8 +63,8 @@ at::Tensor csr_validate_cuda(const at::Tensor& crow, const at::Tensor& col, int6
   cuda::check_cuda(kOp, "crow", crow);
   check_validate_types(crow, col, val);
   const c10::Device device = crow.device();
-  check_on(kOp, "col", col, device);
-  if (val) check_on(kOp, "val", *val, device);
+  check_same_device(kOp, "col", col, device);
+  if (val) check_same_device(kOp, "val", *val, device);
   const c10::DeviceGuard guard(device);
   const bool pointers = rows >= 0 && cols >= 0 && crow.dim() == 1 && col.dim() == 1 && crow.numel() - 1 == rows;
   const at::Tensor crow_c = crow.contiguous(), col_c = col.contiguous(), val_c = val ? val->contiguous() : at::Tensor();
@@ -91,10 +91,10 @@ std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>> csr_replace_cuda(con
   const at::Tensor take_c = checked_array("take", take, at::kBool, "rows", rows.numel());
   const cuda::CsrTensors p(kOp, crow, col, std::max<int64_t>(0, crow.numel() - 1), int64_t{1} << 31);
   const c10::Device device = crow.device();
-  check_on(kOp, "drop", drop, device);
-  check_on(kOp, "rows", rows, device);
-  check_on(kOp, "cols", cols, device);
-  check_on(kOp, "take", take, device);
+  check_same_device(kOp, "drop", drop, device);
+  check_same_device(kOp, "rows", rows, device);
+  check_same_device(kOp, "cols", cols, device);
+  check_same_device(kOp, "take", take, device);
   const int64_t after = nnz < 0 ? p.view.nnz : nnz;
   TORCH_CHECK_VALUE(rows.numel() < int64_t{1} << 31, kOp, ": rows: expected fewer than 2^31 candidates, got ", rows.numel());
   TORCH_CHECK_VALUE(after <= p.view.nnz + rows.numel(), kOp, ": nnz: expected at most ", p.view.nnz + rows.numel(),

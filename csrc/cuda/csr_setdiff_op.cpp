@@ -14,8 +14,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> csr_setdiff_cuda(const at::Tensor
   check_places("cols", cols, rows.numel());
   const cuda::CsrTensors p(kOp, crow, col, std::max<int64_t>(crow.numel() - 1, 0), n_cols);
   const c10::Device device = crow.device();
-  check_on(kOp, "rows", rows, device);
-  check_on(kOp, "cols", cols, device);
+  check_same_device(kOp, "rows", rows, device);
+  check_same_device(kOp, "cols", cols, device);
   const c10::DeviceGuard guard(device);
   const at::Tensor from_rows = rows.contiguous(), from_cols = cols.contiguous();
   const int64_t count = rows.numel();

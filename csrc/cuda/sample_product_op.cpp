@@ -47,7 +47,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gse_candidates_cuda(const at::Ten
   const Weights w(kOp, row_weights, col_weights, seed, num_samples);
   check_rounds(rounds);
   const c10::Device device = row_weights.device();
-  check_on(kOp, "crow", crow, device);
+  check_same_device(kOp, "crow", crow, device);
   const cuda::CsrTensors p(kOp, crow, col, w.view.n_rows, w.view.n_cols);
   const c10::DeviceGuard guard(device);
   const int64_t inactive = p.view.rows * p.view.cols - p.view.nnz;
