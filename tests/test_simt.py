@@ -48,7 +48,7 @@ def test_masked_and_packed_sgd(program, seed):
     assert run(program("masked_sgd_check.cu"), seed).startswith("ok: ")
 
 
-@pytest.mark.parametrize("name", ["masked_weight", "mask_bits"])
+@pytest.mark.parametrize("name", ["masked_weight", "mask_bits", "activity", "channel_scores"])
 @pytest.mark.parametrize("seed", ["0", "1", "12345"])
 def test_masks_and_scores(program, name, seed):
     assert run(program(f"{name}_check.cu"), seed).startswith("ok: ")
