@@ -48,3 +48,7 @@ def test_kernels(program, name, seed):
 @pytest.mark.parametrize("name", ["launch_plan_check.cpp", "csr_cost_check.cpp", "sddmm_cost_check.cpp"])
 def test_plans(program, name):
     assert run(program(name)).endswith("ok\n")
+@pytest.mark.parametrize("name", ["masked_weight", "mask_bits", "activity", "channel_scores"])
+@pytest.mark.parametrize("seed", ["0", "1", "12345"])
+def test_masks_and_scores(program, name, seed):
+    assert run(program(f"{name}_check.cu"), seed).startswith("ok: ")
