@@ -169,6 +169,12 @@ def _update(draw, *, projected: bool, tensor_lr: bool):
     return [*lists, masks], numbers | ({"per_tensor": True, "stats": torch.zeros(len(SHAPES), 4)} if projected else {})
 
 
+def _tasks(draw):
+    """Gradients of three tasks, the second against the first."""
+    first, noise, third = _floats(draw), _floats(draw), _floats(draw)
+    return first + [b - a for a, b in zip(first, noise)] + third
+
+
 def _packed(draw):
     gradient = torch.randn(40, generator=draw)
     index = torch.randperm(40, generator=draw)[:13].sort().values
@@ -252,6 +258,8 @@ MAKERS: dict[str, Callable[[torch.Generator], tuple[list, dict]]] = {
     "project_conflict_": lambda draw: ([_floats(draw), _floats(draw)], {"masks": _masks(draw), "stats": torch.zeros(1, 4)}),
     "project_conflict_sgd_": lambda draw: _update(draw, projected=True, tensor_lr=False),
     "project_conflict_sgd_.tensor_lr": lambda draw: _update(draw, projected=True, tensor_lr=True),
+    "task_gram": lambda draw: ([_tasks(draw), 3], {}),
+    "pcgrad_combine": lambda draw: ([_tasks(draw), 3, torch.tensor([[2, 1], [0, 2], [1, 0]])], {"reduction": "mean"}),
     "sparse_conv2d": lambda draw: _convolution(draw, "forward"),
     "sparse_conv2d_input_grad": lambda draw: _convolution(draw, "input"),
     "sparse_conv2d_weight_grad": lambda draw: _convolution(draw, "weight"),

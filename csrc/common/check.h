@@ -5,17 +5,9 @@
 
 #include <cstdint>
 
+#include "common/mask_view.h"
+
 namespace sparsekern {
-
-enum class MaskKind : int8_t { none = 0, bools = 1, bits = 2 };
-
-// A mask as kernels see it: none (dense), one byte per element, or one bit per element in 32-bit words.
-struct MaskView {
-  MaskKind kind = MaskKind::none;
-  const void* data = nullptr;
-};
-
-inline int64_t packed_words(int64_t numel) { return (numel + 31) / 32; }
 
 inline void check_same_length(const char* op, const char* name, size_t got, size_t expected) {
   TORCH_CHECK_VALUE(got == expected, op, ": ", name, ": expected a list of ", expected, " tensors like the first list, got ", got);

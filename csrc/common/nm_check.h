@@ -9,15 +9,9 @@ namespace sparsekern {
 
 constexpr int64_t kLargestGroup = 64;
 
-// Calls fn(float{}), fn(c10::BFloat16{}), ...; TypeError for another type.
-template <class Fn>
-void for_float_type(const char* op, const char* name, at::ScalarType type, const Fn& fn) {
-  using at::ScalarType;
-  if (type == ScalarType::Float) return fn(float{});
-  if (type == ScalarType::BFloat16) return fn(c10::BFloat16{});
-  if (type == ScalarType::Half) return fn(c10::Half{});
-  if (type == ScalarType::Double) return fn(double{});
-  TORCH_CHECK_TYPE(false, op, ": ", name, ": expected float32, bfloat16, float16 or float64, got ", type);
+inline void check_float(const char* op, const char* name, at::ScalarType type) {
+  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kBFloat16 || type == at::kHalf || type == at::kDouble, op, ": ", name,
+                   ": expected float32, bfloat16, float16 or float64, got ", type);
 }
 
 // n of m, 0 <= n <= m <= 64.
@@ -29,7 +23,7 @@ inline void check_ratio(const char* op, int64_t n, int64_t m) {
 
 // The dimension of x that the groups lie along, counted from the front.
 inline int64_t check_nm(const char* op, const at::Tensor& x, int64_t n, int64_t m, int64_t dim) {
-  for_float_type(op, "x", x.scalar_type(), [](auto) {});
+  check_float(op, "x", x.scalar_type());
   check_ratio(op, n, m);
   const int64_t dims = x.dim() == 0 ? 1 : x.dim();
   TORCH_CHECK_VALUE(dim >= -dims && dim < dims, op, ": dim: expected a dimension from ", -dims, " to ", dims - 1, ", got ", dim);
@@ -38,7 +32,7 @@ inline int64_t check_nm(const char* op, const at::Tensor& x, int64_t n, int64_t 
 
 inline void check_transposable(const at::Tensor& x, int64_t n, int64_t m) {
   constexpr const char* kOp = "nm_mask_transposable";
-  for_float_type(kOp, "x", x.scalar_type(), [](auto) {});
+  check_float(kOp, "x", x.scalar_type());
   TORCH_CHECK_VALUE(n == 2 && m == 4, kOp, ": n, m: expected 2 of 4, the only transposable pattern there is a kernel for, got ", n, " of ", m);
   TORCH_CHECK_VALUE(x.dim() == 2 && x.size(0) % 4 == 0 && x.size(1) % 4 == 0, kOp, ": x: expected a matrix with sides divisible by 4, got shape ",
                     x.sizes());
@@ -46,9 +40,9 @@ inline void check_transposable(const at::Tensor& x, int64_t n, int64_t m) {
 
 inline void check_band(const char* op, int64_t v) { TORCH_CHECK_VALUE(v >= 1, op, ": v: expected at least 1 row that shares its columns, got ", v); }
 
-inline void check_pack(const at::Tensor& x, int64_t n, int64_t m, int64_t v) {
+inline void check_nm_pack(const at::Tensor& x, int64_t n, int64_t m, int64_t v) {
   constexpr const char* kOp = "nm_pack";
-  for_float_type(kOp, "x", x.scalar_type(), [](auto) {});
+  check_float(kOp, "x", x.scalar_type());
   check_ratio(kOp, n, m);
   check_band(kOp, v);
   TORCH_CHECK_VALUE(x.dim() == 2 && x.size(1) % m == 0, kOp, ": x: expected a matrix with columns divisible by m = ", m, ", got shape ", x.sizes());
@@ -56,7 +50,7 @@ inline void check_pack(const at::Tensor& x, int64_t n, int64_t m, int64_t v) {
 }
 
 // What nm_pack made of a matrix with `cols` columns; b and the dtypes are left to the caller.
-inline void check_packed(const at::Tensor& values, const at::Tensor& index, int64_t n, int64_t m, int64_t cols, int64_t v) {
+inline void check_nm_packed(const at::Tensor& values, const at::Tensor& index, int64_t n, int64_t m, int64_t cols, int64_t v) {
   constexpr const char* kOp = "nm_spmm";
   check_ratio(kOp, n, m);
   check_band(kOp, v);

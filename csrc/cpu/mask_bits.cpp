@@ -6,7 +6,7 @@
 #include <optional>
 #include <vector>
 
-#include "common/check.h"
+#include "common/mask_lists.h"
 #include "cpu/mask_bits_op.h"
 #include "cpu/mask_counts.h"
 #include "cpu/pieces.h"
@@ -17,7 +17,7 @@
 namespace sparsekern {
 
 at::Tensor pack_mask_cpu(const at::Tensor& mask) {
-  TORCH_CHECK_TYPE(mask.scalar_type() == at::kBool, "pack_mask: mask: expected bool, got ", mask.scalar_type(), "; compare first, e.g. mask != 0");
+  check_pack(mask);
   const at::Tensor flat = mask.contiguous();
   at::Tensor bits = at::empty({packed_words(mask.numel())}, mask.options().dtype(at::kInt));
   const auto* from = static_cast<const uint8_t*>(flat.const_data_ptr());
@@ -29,14 +29,7 @@ at::Tensor pack_mask_cpu(const at::Tensor& mask) {
 namespace {
 
 at::Tensor unpack_mask_cpu(const at::Tensor& bits, at::IntArrayRef shape) {
-  TORCH_CHECK_TYPE(bits.scalar_type() == at::kInt, "unpack_mask: bits: expected int32 words, got ", bits.scalar_type());
-  int64_t numel = 1;
-  for (int64_t size : shape) {
-    TORCH_CHECK_VALUE(size >= 0, "unpack_mask: shape: expected sizes >= 0, got ", shape);
-    numel *= size;
-  }
-  TORCH_CHECK_VALUE(bits.dim() == 1 && bits.numel() == packed_words(numel), "unpack_mask: bits: expected [", packed_words(numel),
-                    "] words for shape ", shape, " (", numel, " elements), got ", bits.sizes());
+  const int64_t numel = check_unpack(bits, shape);
   const at::Tensor words = bits.contiguous();
   const auto* from = static_cast<const uint32_t*>(words.const_data_ptr());
   TORCH_CHECK_VALUE(numel % 32 == 0 || from[numel / 32] >> (numel % 32) == 0, "unpack_mask: bits: expected zeros past element ", numel, ", got word ",
@@ -95,42 +88,15 @@ CountWords count_words() {
   return SK_PICK(count_words_piece);
 }
 
-struct StatsEntry {
-  const void *a = nullptr, *b = nullptr;
-  bool packed = false;
-};
-
-// mask_stats' view of one mask: contiguous bytes or words, whichever it came as.
-const void* countable(const char* name, size_t i, const at::Tensor& mask, std::vector<at::Tensor>& kept) {
-  const bool packed = mask.scalar_type() == at::kInt;
-  TORCH_CHECK_TYPE(packed || mask.scalar_type() == at::kBool, "mask_stats: ", name, "[", i, "]: expected a bool mask or packed int32 words, got ",
-                   mask.scalar_type());
-  kept.push_back(mask.contiguous());
-  return kept.back().const_data_ptr();
-}
-
 at::Tensor mask_stats_cpu(at::TensorList a, std::optional<at::TensorList> second) {
-  const bool has_b = second.has_value();
-  const at::TensorList b = second.value_or(at::TensorList());
-  std::vector<StatsEntry> entries(a.size());
-  std::vector<int64_t> sizes(a.size());
-  std::vector<at::Tensor> kept;
-  if (has_b) check_same_length("mask_stats", "b", b.size(), a.size());
-  for (size_t i = 0; i < a.size(); ++i) {
-    entries[i].packed = a[i].scalar_type() == at::kInt;
-    entries[i].a = countable("a", i, a[i], kept);
-    sizes[i] = a[i].numel();
-    if (!has_b) continue;
-    entries[i].b = countable("b", i, b[i], kept);
-    TORCH_CHECK_TYPE(a[i].scalar_type() == b[i].scalar_type(), "mask_stats: b[", i, "]: expected ", a[i].scalar_type(), " like a[", i, "], got ",
-                     b[i].scalar_type(), "; pack or unpack one of them");
-    check_like("mask_stats", "b", i, b[i], a[i]);
-  }
+  const StatsLists lists(a, second);
+  std::vector<int64_t> sizes;
+  for (size_t i = 0; i < lists.size(); ++i) sizes.push_back(lists[i].numel);
   const Pieces pieces(sizes);
   std::vector<MaskCounts> partial(pieces.count());
   const CountWords words = count_words();
   pieces.each([&](int64_t piece, int64_t t, int64_t begin, int64_t end) {
-    const StatsEntry& e = entries[t];
+    const StatsView& e = lists[t];
     partial[piece] = e.packed ? words(static_cast<const uint32_t*>(e.a), static_cast<const uint32_t*>(e.b), begin, end)
                               : SK_PICK(count_bools_piece)(static_cast<const uint8_t*>(e.a), static_cast<const uint8_t*>(e.b), begin, end);
   });
@@ -146,7 +112,7 @@ at::Tensor mask_stats_cpu(at::TensorList a, std::optional<at::TensorList> second
     row[0] = sum.a;
     row[1] = sum.b;
     row[2] = sum.both;
-    row[3] = has_b ? sum.a + sum.b - 2 * sum.both : 0;
+    row[3] = second ? sum.a + sum.b - 2 * sum.both : 0;
   }
   return stats;
 }

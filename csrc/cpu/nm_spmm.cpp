@@ -82,7 +82,7 @@ int64_t pack(const at::Tensor& x, int64_t n, int64_t m, int64_t v, const at::Ten
 }
 
 std::tuple<at::Tensor, at::Tensor> nm_pack_cpu(const at::Tensor& x, int64_t n, int64_t m, int64_t v) {
-  check_pack(x, n, m, v);
+  check_nm_pack(x, n, m, v);
   const int64_t rows = x.size(0), cols = x.size(1), per_row = cols / m * n;
   at::Tensor values = at::empty({rows, per_row}, x.options()), index = at::empty({rows / v, per_row}, x.options().dtype(at::kByte));
   const at::Tensor dense = x.contiguous();
@@ -135,7 +135,7 @@ void run(const NmProduct<T, N>& s, int64_t rows) {
 at::Tensor nm_spmm_cpu(const at::Tensor& values, const at::Tensor& index, const at::Tensor& b, int64_t n, int64_t m, int64_t cols, int64_t v,
                        const std::optional<at::Tensor>& bias) {
   constexpr const char* kOp = "nm_spmm";
-  check_packed(values, index, n, m, cols, v);
+  check_nm_packed(values, index, n, m, cols, v);
   check_dense(kOp, "b", b, cols);
   const int64_t rows = values.size(0), per_row = cols / m * n;
   check_values(kOp, "values", values.flatten(), b, rows * per_row);

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "common/mask_view.h"
 #include "simt/simt.h"
 
 namespace sparsekern::cuda {
@@ -57,8 +58,10 @@ __device__ __forceinline__ Group<T, N> load_group(const T* p, bool aligned) {
 
 template <class T, int N>
 __device__ __forceinline__ void store_group(T* p, const Group<T, N>& group, bool aligned) {
-  if (sizeof(T) * N == 16 && aligned) {
-    *reinterpret_cast<uint4*>(p) = *reinterpret_cast<const uint4*>(&group);
+  constexpr int bytes = sizeof(T) * N;
+  if (bytes % 16 == 0 && aligned) {
+#pragma unroll
+    for (int k = 0; k < bytes / 16; ++k) reinterpret_cast<uint4*>(p)[k] = reinterpret_cast<const uint4*>(&group)[k];
   } else {
 #pragma unroll
     for (int k = 0; k < N; ++k) p[k] = group.at[k];
@@ -96,6 +99,14 @@ __device__ __forceinline__ unsigned bit_group(const uint32_t* words, int i) {
   unsigned bits = words[i >> 5] >> shift;
   if (shift + N > 32) bits |= words[(i >> 5) + 1] << (32 - shift);
   return bits & ((1u << N) - 1);
+}
+
+// The same of a mask of either form; all ones without one.
+template <MaskKind kind, int N>
+__device__ __forceinline__ unsigned mask_group(const void* mask, int i, bool aligned) {
+  if (kind == MaskKind::bools) return bool_group<N>(static_cast<const uint8_t*>(mask), i, aligned);
+  if (kind == MaskKind::bits) return bit_group<N>(static_cast<const uint32_t*>(mask), i);
+  return (1u << N) - 1;
 }
 
 }  // namespace sparsekern::cuda

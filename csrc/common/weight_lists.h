@@ -1,0 +1,73 @@
+// The weights of masked_weight, checked once and turned into raw pointers, with their outputs; for the CPU and the CUDA bindings.
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty_like.h>
+
+#include <optional>
+#include <vector>
+
+#include "common/check.h"
+
+namespace sparsekern {
+
+constexpr const char* kMaskedWeight = "masked_weight";
+
+// Calls fn(T{}) for a supported type.
+template <class Fn>
+void for_float(at::ScalarType type, const char* name, const Fn& fn) {
+  using at::ScalarType;
+  if (type == ScalarType::Float) return fn(float{});
+  if (type == ScalarType::BFloat16) return fn(c10::BFloat16{});
+  if (type == ScalarType::Half) return fn(c10::Half{});
+  if (type == ScalarType::Double) return fn(double{});
+  TORCH_CHECK_TYPE(false, kMaskedWeight, ": ", name, ": expected float32, bfloat16, float16 or float64, got ", type);
+}
+
+struct WeightView {
+  const void* from = nullptr;
+  void* to = nullptr;
+  int64_t numel = 0;
+  MaskView mask;
+  at::ScalarType from_type, to_type;
+};
+
+class WeightLists {
+ public:
+  std::vector<at::Tensor> out;
+
+  WeightLists(at::TensorList weights, at::TensorList masks, std::optional<at::ScalarType> dtype) : views_(weights.size()) {
+    check_same_length(kMaskedWeight, "masks", masks.size(), weights.size());
+    out.reserve(weights.size());
+    for (size_t i = 0; i < weights.size(); ++i) out.push_back(prepare(i, weights[i], masks[i], dtype, views_[i]));
+  }
+  const WeightView& operator[](size_t i) const { return views_[i]; }
+  size_t size() const { return views_.size(); }
+
+ private:
+  at::Tensor prepare(size_t i, const at::Tensor& weight, const at::Tensor& mask, std::optional<at::ScalarType> dtype, WeightView& view) {
+    view.from_type = weight.scalar_type();
+    view.to_type = dtype.value_or(view.from_type);
+    for_float(view.from_type, "weights", [](auto) {});
+    for_float(view.to_type, "dtype", [](auto) {});
+    at::Tensor to = at::empty_like(weight, weight.options().dtype(view.to_type));
+    at::Tensor source = weight;
+    const bool packed = mask.numel() != 0 && mask.scalar_type() == at::kInt;  // goes with row-major weights only; mask_view says so
+    if (!packed && !same_layout(weight, to)) {
+      source = weight.new_empty_strided(to.sizes(), to.strides());
+      source.copy_(weight);
+      kept_.push_back(source);
+    }
+    at::Tensor mask_copy;
+    view.mask = mask_view(kMaskedWeight, "masks", i, mask, source, mask_copy);
+    if (mask_copy.defined()) kept_.push_back(std::move(mask_copy));
+    view.from = source.const_data_ptr();
+    view.to = to.mutable_data_ptr();
+    view.numel = weight.numel();
+    return to;
+  }
+
+  std::vector<WeightView> views_;
+  std::vector<at::Tensor> kept_;  // copies of masks and weights that lay otherwise
+};
+
+}  // namespace sparsekern
