@@ -116,19 +116,20 @@ def test_cpu_agrees(isa, dtype):
 @pytest.mark.skipif("triton" not in each_implementation("nm_mask"), reason="Triton runs on a GPU or in its interpreter")
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_triton_agrees(dtype):
-    check("triton", dtype, [(2, 4), (0, 4), (1, 2), (3, 5), (1, 16), (33, 64)], SHAPES[:3] + SHAPES[6:9] + SHAPES[10:14])
+    check("triton", dtype, [(2, 4), (0, 4), (1, 16)], [((3,), 0), ((5, 70), 1), ((9, 17), 0), ((2, 9, 2), 1), ((0, 4), 1)])
+    check("triton", dtype, [(3, 5), (5, 33)], [((), -1), ((3, 70), 1), ((35, 3), 0)])
 
 
 @pytest.mark.parametrize("name", each_implementation("nm_mask"))
 def test_strides(name):
-    wide = torch.randn(12, 10, 6, 40)
-    for x in (wide.to(memory_format=torch.channels_last), wide.permute(3, 1, 0, 2), wide[::2, :, 1:], wide[:, :1].expand(12, 8, 6, 40)):
+    wide = torch.randn(4, 10, 3, 20)
+    for x in (wide.to(memory_format=torch.channels_last), wide.permute(3, 1, 0, 2), wide[::2, :, 1:], wide[:, :1].expand(4, 8, 3, 20)):
         for dim in range(4):
             got = call("nm_mask", name, x, 2, 4, dim=dim)
             assert got.stride() == torch.empty_like(x).stride()
             assert torch.equal(got, call("nm_mask", "reference", x.contiguous(), 2, 4, dim=dim))
             assert torch.equal(call("nm_mask", name, x, 2, 4, dim=dim, packed=True), ops.pack_mask(got))
-    for x in (wide.to(memory_format=torch.channels_last), wide.permute(3, 1, 0, 2), wide[3:7]):
+    for x in (wide.to(memory_format=torch.channels_last), wide.permute(3, 1, 0, 2), wide[1:3]):
         want = torch.where(nm_mask(x, 1, 8, dim=1), x, 0.0)
         x = x.clone() if name == "reference" else torch.empty_like(x).copy_(x)
         call("nm_apply_", name, x, 1, 8, dim=1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparsekern.ops._csr_pattern import FLOATS
-from sparsekern.ops._register import define, fake, reference
+from sparsekern.ops._register import define, fake, reference, uses_triton
 from sparsekern.ops.mask_bits import pack_mask_reference, packed_words
 
 define("nm_mask(Tensor x, int n, int m, *, int dim=-1, bool use_abs=True, bool packed=False) -> Tensor")
@@ -176,3 +176,7 @@ def _(x, n, m, *, dim=-1):
 @fake("nm_mask_transposable")
 def _(x, n=2, m=4):
     return x.new_empty(x.shape, dtype=torch.bool)
+
+
+uses_triton("nm_mask")
+uses_triton("nm_apply_", "nm_mask")
