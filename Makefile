@@ -1,10 +1,12 @@
-# make demo | test | bench | gpu: each makes .venv, installs what it needs, builds, runs. Nothing else to know.
+# make demo | test | bench: each makes .venv, installs what it needs, builds, runs. make gpu takes a machine as it is. Nothing else to know.
 PYTHON ?= python3
 TORCH  ?= torch==2.15.0
 BIN    := .venv/bin
 SOURCES := setup.py pyproject.toml $(wildcard _build_backend/* csrc/*/*)
 
-.PHONY: demo test bench gpu lint clean
+GPU_STAGES := gpu-build gpu-test gpu-sanitize gpu-bench gpu-train
+
+.PHONY: demo test bench gpu $(GPU_STAGES) lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/train.stamp                    ## train several sparse sub-nets on real digits, write runs/demo/report.html
@@ -13,12 +15,15 @@ demo: .venv/train.stamp                    ## train several sparse sub-nets on r
 test: .venv/test.stamp                     ## everything that runs without a GPU
 	$(BIN)/pytest
 
-bench: .venv/test.stamp                    ## latency of every op beside its peers
-	OMP_WAIT_POLICY=passive $(BIN)/pytest --benchmark --benchmark-report runs/cpu-ops.json
-	$(BIN)/python benchmarks/report.py runs/cpu-ops.json > runs/cpu-ops.md
+bench: .venv/test.stamp                    ## latency of every op beside its peers; on a machine with a GPU there, too
+	OMP_WAIT_POLICY=passive $(BIN)/pytest --benchmark --benchmark-report runs/ops.json
+	$(BIN)/python benchmarks/report.py runs/ops.json --html runs/ops.html > runs/ops.md
 
-gpu:                                       ## on a machine with an NVIDIA GPU and torch installed: build, test, sanitize, measure
+gpu:                                       ## with an NVIDIA GPU, torch and nvcc installed (PYTHON= names the python): build, test, sanitize, measure, train
 	$(PYTHON) scripts/gpu.py
+
+$(GPU_STAGES):                             ## one stage of it, in less than 9 minutes
+	$(PYTHON) scripts/gpu.py $(@:gpu-%=%)
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .

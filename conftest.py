@@ -1,5 +1,6 @@
 """Switches and fixtures shared by tests and benchmarks."""
 import os
+import time
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")     # before torch: on a busy machine spinning threads starve each other
 
@@ -18,9 +19,11 @@ def pytest_addoption(parser):
     # Here and not in benchmarks/conftest.py, which is read too late when only --benchmark is given.
     parser.addoption("--benchmark-report", metavar="FILE", help="write the rows and targets of the benchmarks as JSON")
     parser.addoption("--race-rounds", type=int, default=30, help="timed repetitions of each contender (default 30)")
+    parser.addoption("--seconds", type=float, default=float("inf"), help="tests that would begin later than this are skipped: left out (time)")
 
 
 def pytest_configure(config):
+    config.deadline = time.monotonic() + config.getoption("--seconds")
     if config.getoption("--benchmark") and config.args == config.getini("testpaths"):
         config.args[:] = ["benchmarks"]
 
@@ -28,8 +31,13 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     if not GPU:
         for item in items:
-            if "gpu" in item.keywords:
+            if item.get_closest_marker("gpu"):         # not `in keywords`: a folder may be called gpu
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_runtest_setup(item):
+    if time.monotonic() > item.config.deadline:
+        pytest.skip("left out (time)")
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -1,4 +1,4 @@
-"""Builds sparsekern._C: the C++ kernels always, the CUDA kernels when nvcc is found.
+"""Builds sparsekern._C (the C++ kernels always, the CUDA kernels when nvcc is found) and sparsekern._host (helpers without torch).
 
 SPARSEKERN_CUDA = auto (default: CUDA when nvcc is found), 0 (never), 1 (an error without nvcc).
 Without any C++ compiler the install still succeeds and the package runs on its PyTorch references.
@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 ROOT = Path(__file__).parent
 CUDA_ARCHES = "8.0;9.0a"                   # what CI compiles; TORCH_CUDA_ARCH_LIST overrides
@@ -66,6 +66,9 @@ def extension():
     ext = cpp_extension.CppExtension("sparsekern._C", sources, include_dirs=[str(ROOT / "csrc")] + ([f"{home}/include"] if home else []),
                                      define_macros=macros, depends=headers, py_limited_api=True,
                                      extra_compile_args={"cxx": cxx, "nvcc": nvcc}, extra_link_args=link)
+    # One file of plain C++ for plain Python numbers; pybind11's headers come with torch.
+    host = Extension("sparsekern._host", ["csrc/host/module.cpp"], include_dirs=[str(ROOT / "csrc"), *cpp_extension.include_paths()], language="c++",
+                     depends=headers, extra_compile_args=["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-Wno-maybe-uninitialized"])
     info = {"torch": torch.__version__, "cuda": bool(home), "arches": os.environ.get("TORCH_CUDA_ARCH_LIST") if home else None}
 
     class Build(cpp_extension.BuildExtension):
@@ -81,7 +84,7 @@ def extension():
             if self.inplace:
                 (ROOT / "sparsekern/_build.json").write_text(json.dumps(info))
 
-    return ext, Build
+    return [ext, host], Build
 
 
 def packages() -> list[str]:
@@ -90,13 +93,12 @@ def packages() -> list[str]:
 
 
 if __name__ == "__main__":
-    ext, Build = extension()
+    extensions, Build = extension()
     setup(
         packages=packages(),
         # The folder stays at the top, where kernel readers look for it; the import name is ours alone.
         package_dir={"sparsekern.triton_kernels": "triton_kernels"},
         package_data={"sparsekern": ["_build.json"]},
-        ext_modules=[ext],
+        ext_modules=extensions,
         cmdclass={"build_ext": Build},
-        options={"bdist_wheel": {"py_limited_api": "cp311"}},
     )

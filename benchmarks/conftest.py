@@ -10,49 +10,17 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
+from race_tables import Table, Target
 
 from sparsekern._native import native
 
-_tables: list["Table"] = []
-
-
-@dataclass
-class Target:
-    """`left` / `right` in median time, held against a bound: ("ours", "<=", 1.15, "torch fused SGD")."""
-
-    left: str
-    sense: str
-    bound: float
-    right: str
-    measured: float | None = None
-
-    def judge(self, medians: dict[str, float]) -> None:
-        """ "<=" bounds left / right from above (at most this much of the peer's time); ">=" asks for right / left (times faster)."""
-        if self.left in medians and self.right in medians:
-            ratio = medians[self.left] / medians[self.right]
-            self.measured = ratio if self.sense == "<=" else 1 / ratio
-
-    def __str__(self) -> str:
-        words = f"{self.left} {self.sense} {self.bound}x {'the time of' if self.sense == '<=' else 'as fast as'} {self.right}"
-        if self.measured is None:
-            return f"not run: {words}"
-        met = self.measured <= self.bound if self.sense == "<=" else self.measured >= self.bound
-        return f"{'met' if met else 'MISSED'}: {words}: {self.measured:.2f}x"
-
-
-@dataclass
-class Table:
-    op: str
-    shape: str
-    rows: list[dict] = field(default_factory=list)
-    targets: list[Target] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+_tables: list[Table] = []
+_yardsticks: dict[str, float] = {}                      # of the GPU races
 
 
 def _copy_bandwidth() -> float:
@@ -127,8 +95,7 @@ def race(request, benchmark, copy_bandwidth):
                     "share_of_copy": rate / copy_bandwidth if rate else None,
                 }
             )
-        for target in table.targets:
-            target.judge(medians)
+        table.judge()
         table.notes = notes(medians) if notes else []
         first = next(iter(able), None)
         benchmark.extra_info.update(op=op, shape=shape, rows=table.rows, targets=[str(t) for t in table.targets])
@@ -148,6 +115,17 @@ def note():
         _tables.append(Table(op, shape, notes=list(lines)))
 
     return add
+
+
+@pytest.fixture(scope="session")
+def gpu_race():
+    """The race of gpu_race.py on the current device; its tables stand in the same report."""
+    import gpu_race
+
+    timer = gpu_race.Gpu()
+    found = gpu_race.Race(timer, gpu_race.Lab("cuda"), tables=_tables, yard=timer.yardsticks())
+    _yardsticks.update(found.yard.known())
+    return found
 
 
 def evidence(bandwidth: float | None) -> dict:
@@ -194,14 +172,14 @@ def pytest_terminal_summary(terminalreporter, config):
             if "void" in row:
                 write(f"  {row['name']:44} {row['void']}")
                 continue
-            rate = f"{row['gb_per_s']:8.1f} GB/s {row['share_of_copy']:6.0%}" if row["gb_per_s"] else ""
+            rate = f"{row['gb_per_s']:8.1f} GB/s {row['share_of_copy']:6.0%}" if row.get("gb_per_s") else ""
             write(f"  {row['name']:44} {row['median_ms']:10.3f}  [{row['p10_ms']:.3f} .. {row['p90_ms']:.3f}] {rate}")
-        for line in [*table.targets, *table.notes]:
+        for line in table.verdicts() + table.notes:
             write(f"  {line}")
     path = config.getoption("--benchmark-report")
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(
-            json.dumps(record | {"tables": [asdict(t) | {"verdicts": [str(x) for x in t.targets]} for t in _tables]}, indent=1)
+            json.dumps(record | {"yardsticks": _yardsticks, "tables": [table.record() for table in _tables]}, indent=1)
         )
         write(f"\nwritten: {path}")

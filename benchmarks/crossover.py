@@ -7,10 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
+OPS = ("csr_spmm", "csr_sddmm", "sparse_conv2d")
 
 
 def medians(table: dict) -> dict[str, float]:
@@ -22,9 +19,10 @@ def speedups(record: dict) -> dict[str, list[tuple[float, float]]]:
     curves: dict[str, list[tuple[float, float]]] = {}
     for table in record["tables"]:
         times, percent = medians(table), re.search(r"(\d+)%", table["shape"])
-        ours = times.get("sparsekern bf16" if "bf16" in table["shape"] else "sparsekern")
+        ours = times.get("sparsekern bf16") if "bf16" in table["shape"] else None
+        ours = ours or times.get("sparsekern")
         dense = next((time for name, time in times.items() if name.startswith("dense")), None)
-        if percent and ours and dense and table["op"] in ("csr_spmm", "sparse_conv2d") and "batch 1," not in table["shape"]:
+        if percent and ours and dense and table["op"] in OPS and "batch 1," not in table["shape"]:
             curve = f"{table['op']} {table['shape'].replace(f', {percent[0]} sparse', '').replace(f', {percent[0]}', '')}"
             curves.setdefault(curve, []).append((float(percent[1]), dense / ours))
     return {name: sorted(points) for name, points in curves.items() if len(points) > 2}
@@ -43,6 +41,10 @@ def events(record: dict) -> dict[str, list[tuple[int, float]]]:
 
 
 def main() -> None:
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
     records = [json.loads(Path(name).read_text()) for name in sys.argv[1:-1]]
     record = records[0] | {"tables": [table for each in records for table in each["tables"]]}
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(14, 5.5))

@@ -1,5 +1,6 @@
 """Loads the compiled kernels if they are there, and knows why not if they are not."""
 import ctypes
+import importlib
 import json
 import os
 from dataclasses import dataclass
@@ -55,4 +56,15 @@ def _load() -> Native:
                   arches=built.get("arches"), library=library)
 
 
+def _load_host():
+    """The host helpers; None where they were not built for this Python."""
+    if os.environ.get("SPARSEKERN_NATIVE") == "0":
+        return None
+    try:
+        return importlib.import_module("sparsekern._host")
+    except ImportError:
+        return None
+
+
 native = _load()
+host = _load_host()

@@ -10,6 +10,7 @@ struct SgdScalars {
   bool zero_outside;  // outside="zero": param and momentum become +0 where the mask is off
   bool invert;        // the mask's complement is what is trained
 
+  SgdScalars() = default;
   SgdScalars(double weight_decay, double momentum, double lr, double dampening, bool nesterov, bool maximize, bool is_first_step, bool zero_outside,
              bool invert)
       : weight_decay(static_cast<A>(weight_decay)),

@@ -8,6 +8,7 @@
 #include <numeric>
 #include <vector>
 
+#include "common/sddmm_checks.h"
 #include "cpu/csr_faults.h"
 #include "cpu/csr_sddmm_sweep.h"
 #include "cpu/csr_spmm_op.h"
@@ -134,14 +135,6 @@ void sampled_product(const CsrPattern& w, const at::Tensor& a_tensor, const at::
   }
 }
 
-void check_operands(const char* op, const at::Tensor& a, const at::Tensor& b) {
-  for_value_type(op, "a", a.scalar_type(), [](auto) {});
-  TORCH_CHECK_TYPE(b.scalar_type() == a.scalar_type(), op, ": b: expected ", a.scalar_type(), " like a, got ", b.scalar_type());
-  TORCH_CHECK_VALUE(a.dim() == 2, op, ": a: expected two dimensions, got shape ", a.sizes());
-  TORCH_CHECK_VALUE(b.dim() == 2, op, ": b: expected two dimensions, got shape ", b.sizes());
-  TORCH_CHECK_VALUE(a.size(1) == b.size(1), op, ": b: expected ", a.size(1), " columns like a, got ", b.size(1));
-}
-
 void dots(const CsrPattern& w, const at::Tensor& a, const at::Tensor& b, const at::Tensor& out) {
   const at::Tensor left = with_unit_stride(a), right = with_unit_stride(b);
   for_value_type("", "a", a.scalar_type(), [&](auto type) { sampled_product(w, left, right, static_cast<decltype(type)*>(out.mutable_data_ptr())); });
@@ -149,7 +142,7 @@ void dots(const CsrPattern& w, const at::Tensor& a, const at::Tensor& b, const a
 
 at::Tensor csr_sddmm_cpu(const at::Tensor& crow, const at::Tensor& col, const at::Tensor& a, const at::Tensor& b, c10::string_view algo) {
   constexpr const char* kOp = "csr_sddmm";
-  check_operands(kOp, a, b);
+  check_sddmm_operands(kOp, a, b);
   TORCH_CHECK_VALUE(algo == "auto", kOp, ": algo: expected 'auto', got '", algo, "'");
   const CsrPattern w = checked_pattern(kOp, crow, col, a.size(0), b.size(0));
   at::Tensor out = at::empty({w.nnz}, a.options());
@@ -159,9 +152,7 @@ at::Tensor csr_sddmm_cpu(const at::Tensor& crow, const at::Tensor& col, const at
 
 // The places of `name` as a pointer to `count` numbers inside [0, limit); what stands behind them is not looked at.
 const int32_t* checked_places(const char* name, const at::Tensor& places, int64_t samples, int64_t count, int64_t limit, at::Tensor& keep) {
-  TORCH_CHECK_TYPE(places.scalar_type() == at::kInt, "coo_sddmm: ", name, ": expected int32, got ", places.scalar_type());
-  TORCH_CHECK_VALUE(places.dim() == 1 && places.numel() == samples, "coo_sddmm: ", name, ": expected shape [", samples, "] like the rows, got ",
-                    places.sizes());
+  check_places("coo_sddmm", name, places, samples);
   keep = places.contiguous();
   const int32_t* at = keep.const_data_ptr<int32_t>();
   const int64_t bad = first_outside(at, 0, count, limit);
@@ -170,9 +161,7 @@ const int32_t* checked_places(const char* name, const at::Tensor& places, int64_
 }
 
 int64_t checked_count(const at::Tensor& count, int64_t samples) {
-  TORCH_CHECK_TYPE(count.scalar_type() == at::kLong || count.scalar_type() == at::kInt, "coo_sddmm: count: expected int32 or int64, got ",
-                   count.scalar_type());
-  TORCH_CHECK_VALUE(count.numel() == 1, "coo_sddmm: count: expected one element, got shape ", count.sizes());
+  check_count("coo_sddmm", count);
   const int64_t valid = count.item().toLong();
   TORCH_CHECK_VALUE(valid >= 0 && valid <= samples, "coo_sddmm: count: expected 0 to ", samples, ", got ", valid);
   return valid;
@@ -180,7 +169,7 @@ int64_t checked_count(const at::Tensor& count, int64_t samples) {
 
 at::Tensor coo_sddmm_cpu(const at::Tensor& rows, const at::Tensor& cols, const at::Tensor& count, const at::Tensor& a, const at::Tensor& b) {
   constexpr const char* kOp = "coo_sddmm";
-  check_operands(kOp, a, b);
+  check_sddmm_operands(kOp, a, b);
   CsrPattern w;
   w.rows = a.size(0), w.cols = b.size(0), w.nnz = checked_count(count, rows.numel());
   const int32_t* row = checked_places("rows", rows, rows.numel(), w.nnz, w.rows, w.crow_keep);

@@ -1,5 +1,4 @@
 // Checks, plan and registration of project_conflict_ and project_conflict_sgd_; the kernels are in project_conflict.h.
-#include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
 
@@ -7,7 +6,7 @@
 #include <cmath>
 #include <optional>
 
-#include "common/check.h"
+#include "common/conflict_lists.h"
 #include "common/sgd_scalars.h"
 #include "cpu/pieces.h"
 #include "cpu/sgd_lists.h"
@@ -17,62 +16,6 @@
 
 namespace sparsekern {
 namespace {
-
-// A pair of gradients; `b` is null where the index takes no part in the products and is not projected.
-struct Pair {
-  const void* a = nullptr;
-  const void* b = nullptr;
-  MaskView mask;
-  at::ScalarType type;
-};
-
-// g_j[i] for g_i[i]: null for an empty tensor, else the same shape and dtype.
-const void* partner(const char* op, size_t i, const at::Tensor& b, const at::Tensor& a, const at::Tensor& layout, std::vector<at::Tensor>& kept) {
-  if (b.numel() == 0) return nullptr;
-  check_like(op, "g_j", i, b, a);
-  TORCH_CHECK_TYPE(b.scalar_type() == a.scalar_type(), op, ": g_j[", i, "]: expected ", a.scalar_type(), " like g_i, got ", b.scalar_type());
-  return data_like(b, layout, kept);
-}
-
-struct PairLists : CheckedLists<Pair> {
-  PairLists(const char* op, at::TensorList g_i, at::TensorList g_j, const std::optional<at::TensorList>& masks) {
-    check_same_length(op, "g_j", g_j.size(), g_i.size());
-    if (masks) check_same_length(op, "masks", masks->size(), g_i.size());
-    for (size_t i = 0; i < g_i.size(); ++i) {
-      const at::Tensor& a = g_i[i];
-      check_mutable(op, "g_i", i, a);
-      check_dtypes(op, a.scalar_type(), a.scalar_type());
-      at::Tensor mask_copy;
-      Pair e;
-      if (masks) e.mask = mask_view(op, "masks", i, (*masks)[i], a, mask_copy);
-      if (mask_copy.defined()) kept_.push_back(std::move(mask_copy));
-      e.a = a.mutable_data_ptr();
-      e.b = partner(op, i, g_j[i], a, a, kept_);
-      e.type = a.scalar_type();
-      entries_.push_back(e);
-      numel_.push_back(a.numel());
-    }
-  }
-  const std::vector<Pair>& pairs() const { return entries_; }
-};
-
-struct ProjectedSgdLists : SgdLists {
-  ProjectedSgdLists(const char* op, at::TensorList params, at::TensorList g_i, at::TensorList g_j, at::TensorList buffers, at::TensorList masks,
-                    double momentum, bool invert)
-      : SgdLists(op, params, g_i, buffers, masks, momentum, "g_i") {
-    check_same_length(op, "g_j", g_j.size(), params.size());
-    for (size_t i = 0; i < params.size(); ++i) {
-      const SgdTensor& x = entries_[i];
-      const void* b = partner(op, i, g_j[i], g_i[i], params[i], kept_);
-      const bool all_hidden = invert && x.mask.kind == MaskKind::none;
-      pairs_.push_back({x.grad, all_hidden ? nullptr : b, x.mask, x.grad_type});
-    }
-  }
-  const std::vector<Pair>& pairs() const { return pairs_; }
-
- private:
-  std::vector<Pair> pairs_;
-};
 
 struct Options {
   const char* op;
@@ -104,15 +47,6 @@ Verdict judge(const Sums& s, const Options& o, int64_t row) {
     out[3] = v.applied;
   }
   return v;
-}
-
-void check_stats(const Options& o, size_t tensors) {
-  if (!o.stats) return;
-  const int64_t rows = o.per_tensor ? static_cast<int64_t>(tensors) : 1;
-  TORCH_CHECK_TYPE(o.stats->scalar_type() == at::kFloat, o.op, ": stats: expected float32, got ", o.stats->scalar_type());
-  TORCH_CHECK_VALUE(o.stats->device().is_cpu(), o.op, ": stats: expected a tensor on cpu like the gradients, got ", o.stats->device());
-  TORCH_CHECK_VALUE(o.stats->dim() == 2 && o.stats->size(0) == rows && o.stats->size(1) == 4 && o.stats->is_contiguous(), o.op,
-                    ": stats: expected a contiguous [", rows, ", 4] tensor, got shape ", o.stats->sizes(), " with strides ", o.stats->strides());
 }
 
 // Products of each segment, then second(tensor, begin, end, verdict) over all elements (`always`), or over those of the
@@ -178,7 +112,7 @@ void project_conflict_cpu(at::TensorList g_i, at::TensorList g_j, std::optional<
                           const std::optional<at::Tensor>& stats) {
   const Options o{"project_conflict_", per_tensor, false, eps, false, stats};
   PairLists lists(o.op, g_i, g_j, masks);
-  check_stats(o, lists.size());
+  check_stats(o.op, stats, per_tensor ? static_cast<int64_t>(lists.size()) : 1, at::kCPU);
   run(lists.pairs(), lists.numel(), o, false, [&](int64_t t, int64_t begin, int64_t end, const Verdict& v) {
     const Pair& x = lists[t];
     for_dtypes(o.op, x.type, x.type, [&](auto g, auto) {
@@ -195,7 +129,7 @@ void project_conflict_sgd_cpu(at::TensorList params, at::TensorList g_i, at::Ten
                               const std::optional<at::Tensor>& found_inf, bool per_tensor, double eps, const std::optional<at::Tensor>& stats) {
   const Options o{"project_conflict_sgd_", per_tensor, invert, eps, overflowed(found_inf), stats};
   ProjectedSgdLists lists(o.op, params, g_i, g_j, momentum_buffers, masks, momentum, invert);
-  check_stats(o, lists.size());
+  check_stats(o.op, stats, per_tensor ? static_cast<int64_t>(lists.size()) : 1, at::kCPU);
   const bool zero_outside = outside_is_zero(o.op, outside);
   const double inverse_scale = inverse_grad_scale(grad_scale);
   run(lists.pairs(), lists.numel(), o, true, [&](int64_t t, int64_t begin, int64_t end, const Verdict& v) {

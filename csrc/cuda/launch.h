@@ -47,32 +47,38 @@ struct Piece {
 // choice between piece sizes.
 constexpr int64_t kPieceCost = 64;
 
-// Chooses the piece size and writes each entry's `first`: the number of its first whole piece. Entries have `numel`.
+// The plan with pieces of a given size, a multiple of 1024: every thread has a 16-byte group, and packed mask words never
+// straddle two pieces. Entries have `numel`; writes each one's `first`, the number of its first whole piece.
+template <class Entry>
+ListPlan plan_pieces(Entry* entries, size_t count, const DeviceProps& props, int blocks_per_sm, int piece) {
+  const int64_t slots = static_cast<int64_t>(props.sms) * blocks_per_sm;
+  ListPlan plan;
+  plan.piece = piece;
+  for (size_t t = 0; t < count; ++t) {
+    entries[t].first = static_cast<int32_t>(plan.whole);
+    plan.whole += entries[t].numel / piece;
+  }
+  plan.pieces = plan.whole + static_cast<int64_t>(count);
+  plan.grid = static_cast<int>(plan.pieces < slots ? plan.pieces : slots);
+  return plan;
+}
+
+// The plan with the piece size that loads the longest block least.
 template <class Entry>
 ListPlan plan_list(Entry* entries, size_t count, const DeviceProps& props, int blocks_per_sm) {
   const int64_t slots = static_cast<int64_t>(props.sms) * blocks_per_sm;
-  ListPlan best;
+  int best = 0;
   int64_t best_cost = 0;
-  // Multiples of 1024: every thread has a 16-byte group, and packed mask words never straddle two pieces.
   for (int piece = 8192; piece >= 1024; piece -= 1024) {
-    int64_t whole = 0;
-    for (size_t t = 0; t < count; ++t) whole += entries[t].numel / piece;
-    const int64_t pieces = whole + static_cast<int64_t>(count);
+    int64_t pieces = static_cast<int64_t>(count);
+    for (size_t t = 0; t < count; ++t) pieces += entries[t].numel / piece;
     const int64_t cost = (pieces + slots - 1) / slots * (piece + kPieceCost);  // of the longest block
-    if (best.piece == 0 || cost < best_cost) {
+    if (best == 0 || cost < best_cost) {
       best_cost = cost;
-      best.piece = piece;
-      best.whole = whole;
-      best.pieces = pieces;
+      best = piece;
     }
   }
-  best.grid = static_cast<int>(best.pieces < slots ? best.pieces : slots);
-  int64_t first = 0;
-  for (size_t t = 0; t < count; ++t) {
-    entries[t].first = static_cast<int32_t>(first);
-    first += entries[t].numel / best.piece;
-  }
-  return best;
+  return plan_pieces(entries, count, props, blocks_per_sm, best);
 }
 
 // Invariant: 0 <= k < plan.pieces. Of tensors that share a `first`, only the last one has whole pieces.

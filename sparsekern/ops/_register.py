@@ -17,6 +17,7 @@ _library = torch.library.Library("sparsekern", "DEF")
 _overrides = torch.library.Library("sparsekern", "IMPL")
 _references: dict[str, Callable] = {}
 _launchers: dict[str, Callable] = {}
+_on_triton: set[str] = set()                                            # ops whose CUDA key a Triton launcher holds
 
 
 def define(schema: str) -> None:
@@ -83,6 +84,7 @@ def uses_triton(name: str, module: str | None = None) -> None:
         warnings.simplefilter("ignore")                                 # replacing a native kernel is what was asked for
         if triton_reason() is None:
             _overrides.impl(name, launch, "CUDA", allow_override=native_cuda)
+            _on_triton.add(name)
 
 
 def triton_reason() -> str | None:
@@ -111,6 +113,13 @@ def implementations(name: str) -> dict[str, Callable]:
     if name in _launchers and triton_reason() is None:
         found["triton"] = _launchers[name]
     return found
+
+
+def live_implementation(name: str, device_type: str) -> str:
+    """Which implementation the dispatcher takes on this kind of device: cpu, cuda, triton or reference."""
+    if not has_kernel(name, device_type.upper()):
+        return "reference"
+    return "triton" if device_type == "cuda" and name in _on_triton else device_type
 
 
 def op_names() -> list[str]:

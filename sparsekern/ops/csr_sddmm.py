@@ -20,11 +20,11 @@ def csr_sddmm(crow: Tensor, col: Tensor, a: Tensor, b: Tensor, *, algo: str = "a
     Args:
         crow: int32 or int64 [rows + 1]; col: int32 [nnz].
         a: [rows, N], b: [cols, N], row-major or column-major (a transposed view costs no copy); float32, bfloat16, float16 or float64, both the same.
-        algo: "auto"; the Triton kernel also takes "dense" (tiles of the whole product) and "gather".
+        algo: "auto"; a GPU also takes "gather", "staged" (CUDA C++ only) and "dense" (entries of the whole product).
     Returns:
         [nnz] in the dtype of `a`; sums in fp32 (fp64 for float64), rounded once.
     Raises:
-        ValueError: shapes that disagree, a malformed pattern (on the CPU). TypeError: dtypes.
+        ValueError: shapes or devices that disagree, a malformed pattern (on the CPU). TypeError: dtypes.
     """
     return torch.ops.sparsekern.csr_sddmm(crow, col, a, b, algo=algo)
 
@@ -39,7 +39,7 @@ def coo_sddmm(rows: Tensor, cols: Tensor, count: Tensor, a: Tensor, b: Tensor) -
     Returns:
         [S] in the dtype of `a`.
     Raises:
-        ValueError: shapes that disagree, a row or column out of range, a count above S (on the CPU). TypeError: dtypes.
+        ValueError: shapes or devices that disagree, a row or column out of range, a count above S (on the CPU). TypeError: dtypes.
     """
     return torch.ops.sparsekern.coo_sddmm(rows, cols, count, a, b)
 
