@@ -132,6 +132,12 @@ def test_tests_run_file_by_file_and_a_file_that_ran_nothing_fails(pretended, mon
     assert not rows["tests/test_three.py"]["ok"] and rows["tests/test_three.py"]["counts"]["failures"] == 1
 
 
+def test_late_tests_are_left_out():
+    command = [sys.executable, "-m", "pytest", ROOT / "tests/test_layering.py", "-q", "-p", "no:cacheprovider", "--seconds=-1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0 and "left out (time)" in done.stdout and "passed" not in done.stdout, done.stdout + done.stderr
+
+
 def test_short_training_run_reports_its_accuracy(tmp_path):
     pytest.importorskip("sklearn")
     pytest.importorskip("safetensors")

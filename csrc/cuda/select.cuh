@@ -142,8 +142,10 @@ __global__ void __launch_bounds__(kSmallThreads) select_short_kernel(const __gri
   }
 }
 
+SK_HOST_DEVICE inline uint32_t sample_size(int64_t n) { return static_cast<uint32_t>(n < 16 * 1024 ? 1024 : n < 16 * kSample ? n / 16 : kSample); }
+
 // The i-th of m positions in n: one in each of m equal stretches, drawn by a hash, so that no regular pattern can mislead.
-__device__ __forceinline__ int64_t sample_at(uint32_t i, uint32_t m, int64_t n) {
+SK_HOST_DEVICE inline int64_t sample_at(uint32_t i, uint32_t m, int64_t n) {
   const int64_t begin = static_cast<int64_t>(static_cast<unsigned long long>(i) * n / m);
   const int64_t width = static_cast<int64_t>(static_cast<unsigned long long>(i + 1) * n / m) - begin;
   uint32_t hash = i * 0x9e3779b9u;
@@ -170,8 +172,7 @@ __global__ void __launch_bounds__(kSampleThreads) select_sample_kernel(const __g
     }
     __syncthreads();
     if (k == 0) continue;
-    const int64_t share = s.numel / 16;
-    const uint32_t m = static_cast<uint32_t>(share < 1024 ? 1024 : share < kSample ? share : kSample);
+    const uint32_t m = sample_size(s.numel);
     uint32_t able = 0;
     for (uint32_t i = threadIdx.x; i < m; i += kSampleThreads) {
       const int64_t index = sample_at(i, m, s.numel);
