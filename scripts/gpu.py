@@ -160,7 +160,7 @@ def stage_build(clock: Clock, options) -> list[dict]:
         return [{"name": "build", "skipped": "no nvcc: set CUDA_HOME or install the CUDA toolkit"}]
     if built():
         return [{"name": "build", "skipped": "up to date"}]
-    capability, code = architecture()
+    (capability, code), sources = architecture(), digest()             # before: they may change while it runs
     BUILD.mkdir(parents=True, exist_ok=True)
 
     def compiles(program: Path):
@@ -174,7 +174,7 @@ def stage_build(clock: Clock, options) -> list[dict]:
                                         env=environment))
     rows = side_by_side(tasks, cores())
     if all(r.get("ok") for r in rows):
-        STAMP.write_text(json.dumps(digest()))
+        STAMP.write_text(json.dumps(sources))
     return rows if gpu() else [*rows, {"name": "extension", "skipped": "no GPU: pip install -e . builds it for every architecture"}]
 
 
