@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sparsekern.triton_kernels.masked_weight import inside_mask, mask_operand
+from sparsekern.triton_kernels.masked_weight import FLOATS, inside_mask, mask_operand
 
 TILE = 2048                                     # elements of a step
 
@@ -40,12 +40,14 @@ def channel_scores_kernel(weight, mask_a, mask_b, out, rows, size, beta, one_min
 
 
 def channel_scores(weights, masks_a, masks_b=None, *, beta=1.0):
-    from sparsekern.ops.channel_scores import check_channels
     for name, masks in (("masks_a", masks_a), ("masks_b", masks_b)):
         if masks is not None and len(masks) != len(weights):
             raise ValueError(f"channel_scores: {name}: expected a list of {len(weights)} tensors like the first list, got {len(masks)}")
     for i, weight in enumerate(weights):
-        check_channels(i, weight)
+        if weight.dim() == 0:
+            raise ValueError(f"channel_scores: weights[{i}]: expected [channels, ...], got a scalar")
+        if weight.dtype not in FLOATS:
+            raise TypeError(f"channel_scores: weights: expected float32, bfloat16, float16 or float64, got {weight.dtype}")
     return [_scores(i, weight, masks_a[i], None if masks_b is None else masks_b[i], beta) for i, weight in enumerate(weights)]
 
 

@@ -39,26 +39,30 @@ SK_INLINE void score_part(const T* w, MaskView a, MaskView b, int64_t begin, int
   sums[0] = sums[1] = 0;
   for (int64_t block = begin; block < end; block += kScoreBlock) {
     const int64_t stop = std::min(block + kScoreBlock, end);
-    Vec<A> in_a[2] = {zero, zero}, in_b[2] = {zero, zero};  // two chains of sums each
+    Vec<A> in_a[4] = {zero, zero, zero, zero}, in_b[4] = {zero, zero, zero, zero};  // chains of sums that do not wait for each other
     int64_t i = block;
     for (; i + 64 <= stop; i += 64) {
       const uint64_t on_a = score_mask(a, i), on_b = has_b ? score_mask(b, i) : 0;
+#pragma GCC unroll 4
       for (int k = 0; k < 4; ++k) {
         const Vec<A> size = absolute(load(w + i + 16 * k));
-        in_a[k & 1] = in_a[k & 1] + select(static_cast<Mask16>(on_a >> 16 * k), size, zero);
-        if (has_b) in_b[k & 1] = in_b[k & 1] + select(static_cast<Mask16>(on_b >> 16 * k), size, zero);
+        in_a[k] = in_a[k] + select(static_cast<Mask16>(on_a >> 16 * k), size, zero);
+        if (has_b) in_b[k] = in_b[k] + select(static_cast<Mask16>(on_b >> 16 * k), size, zero);
       }
     }
     if (i < stop) {
       const uint64_t on_a = score_mask_tail(a, i, stop - i), on_b = has_b ? score_mask_tail(b, i, stop - i) : 0;
-      for (int k = 0; i + 16 * k < stop; ++k) {
-        const Vec<A> size = absolute(load_some(w + i + 16 * k, static_cast<int>(std::min<int64_t>(16, stop - i - 16 * k))));
-        in_a[k & 1] = in_a[k & 1] + select(static_cast<Mask16>(on_a >> 16 * k), size, zero);
-        if (has_b) in_b[k & 1] = in_b[k & 1] + select(static_cast<Mask16>(on_b >> 16 * k), size, zero);
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) {
+        const int count = static_cast<int>(std::min<int64_t>(16, stop - i - 16 * k));
+        if (count <= 0) break;
+        const Vec<A> size = absolute(load_some(w + i + 16 * k, count));
+        in_a[k] = in_a[k] + select(static_cast<Mask16>(on_a >> 16 * k), size, zero);
+        if (has_b) in_b[k] = in_b[k] + select(static_cast<Mask16>(on_b >> 16 * k), size, zero);
       }
     }
-    sums[0] += sum_of_lanes<A>(in_a[0] + in_a[1]);
-    if (has_b) sums[1] += sum_of_lanes<A>(in_b[0] + in_b[1]);
+    sums[0] += sum_of_lanes<A>((in_a[0] + in_a[1]) + (in_a[2] + in_a[3]));
+    if (has_b) sums[1] += sum_of_lanes<A>((in_b[0] + in_b[1]) + (in_b[2] + in_b[3]));
   }
 }
 

@@ -52,12 +52,13 @@ struct SelectChunk {
   unsigned long long word[words];
 };
 
-// Part of a table travels as a parameter: nothing to cache, and a captured graph holds it.
+// Part of the tables travels as a parameter: nothing to cache, and a captured graph holds it. Also clears `cleared` words.
 template <int words>
-__global__ void __launch_bounds__(kThreads)
-    select_upload_kernel(const __grid_constant__ SelectChunk<words> chunk, unsigned long long* to, int count) {
-  for (int k = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); k < count; k += static_cast<int>(gridDim.x * blockDim.x))
-    to[k] = chunk.word[k];
+__global__ void __launch_bounds__(kThreads) select_upload_kernel(const __grid_constant__ SelectChunk<words> chunk, unsigned long long* to,
+                                                                 int64_t count, unsigned long long* clear, int64_t cleared) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t k = first; k < count; k += stride) to[k] = chunk.word[k];
+  for (int64_t k = first; k < cleared; k += stride) clear[k] = 0;
 }
 
 struct ShortScratch {

@@ -45,7 +45,10 @@ def channel_scores_reference(weights, masks_a, masks_b=None, *, beta=1.0) -> lis
             raise ValueError(f"channel_scores: {name}: expected a list of {len(weights)} tensors like the first list, got {len(masks)}")
     scores = []
     for i, weight in enumerate(weights):
-        check_channels(i, weight)
+        if weight.dim() == 0:
+            raise ValueError(f"channel_scores: weights[{i}]: expected [channels, ...], got a scalar")
+        if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            raise TypeError(f"channel_scores: weights: expected float32, bfloat16, float16 or float64, got {weight.dtype}")
         shape = weight.shape[0], weight.shape[1:].numel()
         size = weight.abs().to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
         sums = []
@@ -55,13 +58,6 @@ def channel_scores_reference(weights, masks_a, masks_b=None, *, beta=1.0) -> lis
                 sums.append(torch.where(dense_mask(masks[i], weight), size, 0).reshape(shape).sum(1))
         scores.append(beta * sums[0] if masks_b is None else beta * sums[0] + (1 - beta) * sums[1])
     return scores
-
-
-def check_channels(i: int, weight: Tensor) -> None:
-    if weight.dim() == 0:
-        raise ValueError(f"channel_scores: weights[{i}]: expected [channels, ...], got a scalar")
-    if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise TypeError(f"channel_scores: weights: expected float32, bfloat16, float16 or float64, got {weight.dtype}")
 
 
 @fake("channel_scores")
