@@ -160,7 +160,7 @@ def stage_build(clock: Clock, options) -> list[dict]:
         return [{"name": "build", "skipped": "no nvcc: set CUDA_HOME or install the CUDA toolkit"}]
     if built():
         return [{"name": "build", "skipped": "up to date"}]
-    capability, code = architecture()
+    (capability, code), sources = architecture(), digest()             # before: they may change while it runs
     BUILD.mkdir(parents=True, exist_ok=True)
 
     def compiles(program: Path):
@@ -174,7 +174,7 @@ def stage_build(clock: Clock, options) -> list[dict]:
                                         env=environment))
     rows = side_by_side(tasks, cores())
     if all(r.get("ok") for r in rows):
-        STAMP.write_text(json.dumps(digest()))
+        STAMP.write_text(json.dumps(sources))
     return rows if gpu() else [*rows, {"name": "extension", "skipped": "no GPU: pip install -e . builds it for every architecture"}]
 
 
@@ -248,9 +248,12 @@ def race(family: str, clock: Clock, seconds: float) -> tuple[dict, dict]:
     report.unlink(missing_ok=True)
     done = attempt(f"race {family}", clock, sys.executable, "benchmarks/gpu_race.py", family, "--seconds", f"{seconds:.0f}", "--report", report,
                    limit=seconds + 60)
-    if "output" in done:
-        print(done["output"])
     found = json.loads(report.read_text()) if report.exists() else {"tables": []}
+    for table in found["tables"]:
+        wrong = [f"{r['name']}: {r['void']}" for r in table["rows"] if "void" in r]
+        for line in [*wrong, *table["verdicts"]]:
+            if not line.startswith(("met: ", "not run")):
+                print(f"    {table['op']}, {table['shape']}: {line}")
     verdicts = [line for table in found["tables"] for line in table["verdicts"]]
     left = sum(LEFT_OUT in table["notes"] for table in found["tables"])
     counts = {"met": "met: ", "MISSED": "MISSED: ", "not run": "not run"}

@@ -119,7 +119,7 @@ def cuda_rows(afresh: bool, runs: dict[str, str]) -> list[dict]:
     for base, row in found.items():
         home = where.get(base)
         proofs = emulated(home) if home else []
-        row |= {"source": str(home.relative_to(ROOT)) if home else "?", "variants": len(row["variants"]), "targets": dict(row["targets"]),
+        row |= {"source": str(home.relative_to(ROOT)) if home else "a library", "variants": len(row["variants"]), "targets": dict(row["targets"]),
                 "emulated": proofs, "gpu": on_a_gpu(runs, proofs + (gpu_tests(ops_of(home)) if home else []))}
     return sorted(found.values(), key=lambda row: (row["source"], row["kernel"]))
 
@@ -152,7 +152,7 @@ def triton_rows(runs: dict[str, str]) -> list[dict]:
 def markdown(rows: list[dict], command: str) -> str:
     targets = sorted({target for row in rows for target in row["targets"]})
     count = {kind: sum(row["kind"] == kind for row in rows) for kind in ("CUDA", "Triton")}
-    absent = [row["kernel"] for row in rows if row["kind"] == "CUDA" and not row["emulated"]]
+    absent = [row["kernel"] for row in rows if row["kind"] == "CUDA" and not row["emulated"] and row["source"] != "a library"]
     run = sum(row["gpu"] != "not yet" for row in rows)
     lines = ["# GPU kernels", "", f"`{command}`: {count['CUDA']} CUDA and {count['Triton']} Triton kernels; {run} of them have run on a GPU. "
              "Registers and bytes of shared memory are the most of any variant; shared memory is what the binary states.", "",

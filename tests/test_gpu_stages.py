@@ -118,6 +118,20 @@ def test_bench_keeps_what_programs_and_races_measured(pretended, monkeypatch):
     assert next(row for row in record["rows"] if row["name"] == "good_check --bench")["measured"] == [{"op": 1}]
 
 
+def test_a_race_that_crashes_leaves_what_it_had(pretended, monkeypatch, capsys):
+    found = {"yardsticks": {}, "tables": [
+        {"op": "csr_spmm", "shape": "64", "rows": [{"name": "torch CSR", "void": "no bf16"}], "notes": [],
+         "verdicts": ["MISSED: a: 0.5x", "met: b: 2x"]},
+        {"op": "later", "shape": "", "rows": [], "verdicts": ["not run on a GPU yet: c"], "notes": [gpu.LEFT_OUT]}]}
+    (pretended.folder / "benchmarks").mkdir()
+    (pretended.folder / "benchmarks/gpu_race.py").write_text(
+        f"import pathlib, sys\npathlib.Path(sys.argv[sys.argv.index('--report') + 1]).write_text({json.dumps(found)!r})\nsys.exit(1)\n")
+    row, tables = gpu.race("csr", gpu.Clock(60), 30)
+    assert not row["ok"] and row["note"] == "1 met, 1 MISSED, 1 not run, 1 tables left out (time)" and tables == found
+    said = capsys.readouterr().out
+    assert "csr_spmm, 64: torch CSR: no bf16" in said and "csr_spmm, 64: MISSED: a: 0.5x" in said and "met: b" not in said
+
+
 def test_tests_run_file_by_file_and_a_file_that_ran_nothing_fails(pretended, monkeypatch):
     folder = pretended.folder / "tests"
     folder.mkdir()
