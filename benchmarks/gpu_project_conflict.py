@@ -150,6 +150,8 @@ def combine(tasks: int):
                 torch._foreach_add_(total, more)
             return total
 
+        joined = torch.stack([torch.cat([g.flatten() for g in task]) for task in grads]).double()
+        gram = joined @ joined.T
         want = pairwise(double(grads), lambda a, b: ops.implementations("project_conflict_")["reference"](a, b))
 
         def check(result):
@@ -170,6 +172,8 @@ def combine(tasks: int):
 
         return (lab.ours("sparsekern", "pcgrad_combine", lambda f: {"run": lambda: f(flat, tasks, order), "check": check},
                          hbm=(8 * tasks + 4) * elements)
+                | lab.ours("sparsekern task_gram alone", "task_gram", lambda f: {"run": lambda: f(flat, tasks), "check": lambda got: agrees(
+                    got, gram, elements, torch.float32)}, hbm=4 * tasks * elements)
                 | {"sparsekern pairwise": Contender(pairwise, check=check, implementation="project_conflict_"),
                    "published PCGrad loop with .item()": Contender(loop, check=check, graph=False)})
     return build

@@ -139,16 +139,14 @@ def complaints(name: str, data: dict, spill: int, tables: dict[str, dict[str, st
     return bad
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--compile", action="store_true", help="compile the sources instead of reading the built extension")
-    arguments = parser.parse_args()
+def gather(afresh: bool) -> tuple[dict[tuple[str, str], dict], dict[str, int]]:
+    """What `read` finds in the built extension, or in the sources compiled afresh, and then the spills of each kernel."""
     cuobjdump = tool("cuobjdump")
     if cuobjdump is None:
         raise SystemExit("check_cuda_resources: no cuobjdump; it is in the CUDA toolkit and in the triton wheel (pip install triton)")
     with tempfile.TemporaryDirectory() as folder:
         spills: dict[str, int] = {}
-        if arguments.compile:
+        if afresh:
             binaries, spills = compile_all(Path(folder))
         else:
             binaries = sorted((ROOT / "sparsekern").glob("_C*.so"))
@@ -158,6 +156,14 @@ def main() -> None:
         kernels = {key: value for binary in binaries for key, value in read(binary, cuobjdump).items()}
     if not kernels:
         raise SystemExit("check_cuda_resources: no CUDA kernels in the extension: built without nvcc (SPARSEKERN_CUDA=1 insists on it)")
+    return kernels, spills
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--compile", action="store_true", help="compile the sources instead of reading the built extension")
+    arguments = parser.parse_args()
+    kernels, spills = gather(arguments.compile)
     names = short_names({symbol for symbol, _ in kernels})
     tables = {kind: promises(kind) for kind in ("budget", "promise", "allow-stack")}
     width = max(map(len, names.values()))

@@ -51,6 +51,14 @@ def usage(cubin: bytes, folder: str) -> dict[str, int]:
     return found
 
 
+def figures(row: dict, architecture: int, folder: str) -> dict[str, int]:
+    """REG, STACK, SHARED, LOCAL of a row compiled for an architecture; SHARED counts what a launch asks for, too."""
+    options = {key: row[key] for key in ("num_warps", "num_stages") if key in row}
+    kernel = triton.compile(source(row), target=GPUTarget("cuda", architecture, 32), options=options)
+    found = usage(kernel.asm["cubin"], folder)
+    return found | {"SHARED": max(found["SHARED"], kernel.metadata.shared)}
+
+
 def check(module: str, folder: str) -> tuple[int, list[str]]:
     """Compile a module's table; the number of cubins and what is wrong with them."""
     loaded = importlib.import_module(f"sparsekern.triton_kernels.{module}")
@@ -63,17 +71,15 @@ def check(module: str, folder: str) -> tuple[int, list[str]]:
     for row in table:
         label = f"{module}.{row['kernel'].__name__}" + (f" [{row['name']}]" if "name" in row else "")
         for architecture in ARCHITECTURES:
-            options = {key: row[key] for key in ("num_warps", "num_stages") if key in row}
             try:
-                kernel = triton.compile(source(row), target=GPUTarget("cuda", architecture, 32), options=options)
-                found = usage(kernel.asm["cubin"], folder)
+                found = figures(row, architecture, folder)
             except Exception as error:                  # the report goes on; any kind of failure is a fault of this row
                 faults.append(f"{label} sm_{architecture}: {type(error).__name__}: {error}")
                 continue
             count += 1
-            shared = max(found["SHARED"], kernel.metadata.shared)
-            figures = f"{found['REG']:4d} registers  {found['STACK']:4d} stack  {shared:7d} shared  {found['LOCAL']:4d} local"
-            print(f"sm_{architecture}  {figures}  {label}")
+            shared = found["SHARED"]
+            words = f"{found['REG']:4d} registers  {found['STACK']:4d} stack  {shared:7d} shared  {found['LOCAL']:4d} local"
+            print(f"sm_{architecture}  {words}  {label}")
             if found["STACK"] or found["LOCAL"]:
                 faults.append(f"{label} sm_{architecture}: spills or keeps a stack: STACK {found['STACK']}, LOCAL {found['LOCAL']}")
             if shared > SHARED_LIMIT:

@@ -173,6 +173,11 @@ def _tasks(draw):
     """Gradients of three tasks, the second against the first."""
     first, noise, third = _floats(draw), _floats(draw), _floats(draw)
     return first + [b - a for a, b in zip(first, noise)] + third
+def _channels(draw):
+    shapes = [(33, 5), (7, 1025), (2, 3, 5, 7), (0, 4), (6,)]
+    first, second = _masks(draw, shapes), _masks(draw, shapes)
+    first[1], second[2] = ops.pack_mask(first[1]), torch.empty(0, dtype=torch.bool)
+    return [[torch.randn(shape, generator=draw) for shape in shapes], first, second], {"beta": 0.75}
 
 
 def _packed(draw):
@@ -251,6 +256,7 @@ MAKERS: dict[str, Callable[[torch.Generator], tuple[list, dict]]] = {
     "mask_stats": lambda draw: ([_masks(draw), _masks(draw)], {}),
     "masked_weight": lambda draw: ([_floats(draw)[0], _masks(draw)[0]], {}),
     "masked_weight.list": lambda draw: ([_floats(draw), _masks(draw)], {}),
+    "channel_scores": _channels,
     "is_clean": lambda draw: ([_floats(draw), _floats(draw), _masks(draw)], {}),
     "masked_sgd_": lambda draw: _update(draw, projected=False, tensor_lr=False),
     "masked_sgd_.tensor_lr": lambda draw: _update(draw, projected=False, tensor_lr=True),

@@ -49,9 +49,9 @@ def script(path: Path, text: str) -> Path:
 def pretended(tmp_path, monkeypatch):
     """A GPU by name, two standalone programs (the second one fails), compilers and sanitizers that only write down their calls."""
     log = tmp_path / "log"
-    tools = {"nvcc": script(tmp_path / "nvcc", f'echo nvcc >> {log}\nfor last; do :; done\n'
-                                               f'case "$last" in *bad*) code=1;; *) code=0;; esac\n'
-                                               f"printf '#!/bin/sh\\necho ran; echo \"{{\\\\\"op\\\\\": 1}}\"\\nexit %s\\n' $code > $last\nchmod +x $last"),
+    # The "compiler" copies a program that says one line of JSON and fails where its name says so.
+    program = script(tmp_path / "program", """echo '{"op": 1}'\ncase "$0" in *bad*) exit 1;; esac""")
+    tools = {"nvcc": script(tmp_path / "nvcc", f'echo nvcc >> {log}\nfor last; do :; done\ncp {program} "$last"'),
              "compute-sanitizer": script(tmp_path / "sanitizer", f'echo "$2" >> {log}\nfor last; do :; done\nexec "$last"')}
     monkeypatch.setattr(gpu, "BUILD", tmp_path / "build")
     monkeypatch.setattr(gpu, "STAMP", tmp_path / "build/stamp.json")
@@ -130,6 +130,12 @@ def test_tests_run_file_by_file_and_a_file_that_ran_nothing_fails(pretended, mon
     assert rows["tests/test_one.py"]["ok"] and rows["tests/test_one.py"]["counts"] == {"tests": 1, "failures": 0, "errors": 0, "skipped": 0}
     assert not rows["tests/test_two.py"]["ok"] and rows["tests/test_two.py"]["note"].endswith("nothing ran")
     assert not rows["tests/test_three.py"]["ok"] and rows["tests/test_three.py"]["counts"]["failures"] == 1
+
+
+def test_late_tests_are_left_out():
+    command = [sys.executable, "-m", "pytest", ROOT / "tests/test_layering.py", "-q", "-p", "no:cacheprovider", "--seconds=-1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0 and "left out (time)" in done.stdout and "passed" not in done.stdout, done.stdout + done.stderr
 
 
 def test_short_training_run_reports_its_accuracy(tmp_path):

@@ -103,8 +103,14 @@ def test_large_problems_are_within_a_percent_of_the_linear_bound(groups):
 
 @pytest.mark.skipif(host is None, reason="built without a compiler")
 def test_memory_stays_below_50_mb_even_with_groups_of_one():
-    program = ("import resource; from sparsekern import ops; ops.knapsack([1], [1], [1], 5);"
-               "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; ops.knapsack(list(range(600)), [500] * 600, [1] * 600, 200_000); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)")
+    program = """
+from resource import RUSAGE_SELF, getrusage
+from sparsekern import ops
+ops.knapsack([1], [1], [1], 5)
+before = getrusage(RUSAGE_SELF).ru_maxrss
+ops.knapsack(list(range(600)), [500] * 600, [1] * 600, 200_000)
+print(getrusage(RUSAGE_SELF).ru_maxrss - before)
+"""
     grown = int(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
     assert grown < 50_000, f"{grown} KiB"
 

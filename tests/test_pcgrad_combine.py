@@ -177,7 +177,9 @@ def test_every_isa_agrees_on_odd_sizes(isa):
 def test_any_tasks_in_any_order(tasks, n, seed):
     generator = torch.Generator().manual_seed(seed)
     grads, order = [torch.randn(n, generator=generator).double() for _ in range(tasks)], others(tasks, generator)
-    assert_close(ops.pcgrad_combine(grads, tasks, order)[0], pcgrad(grads, tasks, order)[0], c=1e5)
+    # What cancels leaves rounding errors of what was added.
+    error = (ops.pcgrad_combine(grads, tasks, order)[0] - pcgrad(grads, tasks, order)[0]).norm()
+    assert error <= 1e-12 * sum(g.norm() for g in grads)
 
 
 # ---- citizenship ----

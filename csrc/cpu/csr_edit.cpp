@@ -18,6 +18,7 @@
 #include <tuple>
 #include <vector>
 
+#include "common/csr_edit_checks.h"
 #include "cpu/csr_faults.h"
 #include "cpu/csr_pattern.h"
 
@@ -29,23 +30,6 @@ constexpr int64_t kWork = 1 << 16;  // elements that are worth a thread of their
 // Rows per thread for about kWork elements each.
 int64_t grain(int64_t rows, int64_t elements) { return std::max<int64_t>(1, rows * kWork / std::max<int64_t>(1, elements)); }
 
-// Calls fn with an unsigned integer as wide as the elements: arrays only move.
-template <class Fn>
-void for_width(const char* op, const char* name, const at::Tensor& t, const Fn& fn) {
-  switch (t.element_size()) {
-    case 1:
-      return fn(uint8_t{});
-    case 2:
-      return fn(uint16_t{});
-    case 4:
-      return fn(uint32_t{});
-    case 8:
-      return fn(uint64_t{});
-    default:
-      TORCH_CHECK_TYPE(false, op, ": ", name, ": expected elements of at most 8 bytes, got ", t.scalar_type());
-  }
-}
-
 at::Tensor narrowed(const at::Tensor& crow, at::ScalarType type, const char* op) {
   const int64_t nnz = crow.const_data_ptr<int64_t>()[crow.numel() - 1];
   TORCH_CHECK_VALUE(type == at::kLong || nnz < (int64_t{1} << 31), op, ": ", nnz, " nonzeros need int64 row pointers");
@@ -55,14 +39,7 @@ at::Tensor narrowed(const at::Tensor& crow, at::ScalarType type, const char* op)
 std::tuple<at::Tensor, at::Tensor, at::Tensor> csr_from_mask_cpu(const at::Tensor& mask, const std::optional<at::Tensor>& values, int64_t nnz,
                                                                  bool index64) {
   constexpr const char* kOp = "csr_from_mask";
-  TORCH_CHECK_TYPE(mask.scalar_type() == at::kBool, kOp, ": mask: expected bool, got ", mask.scalar_type());
-  TORCH_CHECK_VALUE(mask.dim() >= 2, kOp, ": mask: expected two dimensions or more, got shape ", mask.sizes());
-  TORCH_CHECK_VALUE(!values || values->sizes() == mask.sizes(), kOp, ": values: expected the mask's shape ", mask.sizes(), ", got ",
-                    values ? values->sizes() : at::IntArrayRef{});
-  const int64_t rows = mask.size(0);
-  int64_t cols = 1;
-  for (int64_t d = 1; d < mask.dim(); ++d) cols *= mask.size(d);
-  TORCH_CHECK_VALUE(cols <= (int64_t{1} << 31), kOp, ": mask: expected at most 2^31 columns, got ", cols);
+  const int64_t rows = mask.dim() > 0 ? mask.size(0) : 0, cols = check_mask(mask, values);
   const at::Tensor dense = mask.contiguous(), source = values ? values->contiguous() : at::Tensor();
   const auto* bools = static_cast<const uint8_t*>(dense.const_data_ptr());
   at::Tensor crow = at::empty({rows + 1}, at::kLong);
@@ -74,7 +51,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> csr_from_mask_cpu(const at::Tenso
   std::partial_sum(pointers, pointers + rows + 1, pointers);
   const int64_t count = pointers[rows];
   TORCH_CHECK_VALUE(nnz < 0 || nnz == count, kOp, ": nnz: expected the number of entries that are on (", count, "), got ", nnz);
-  TORCH_CHECK_VALUE(index64 || count < (int64_t{1} << 31), kOp, ": ", count, " nonzeros need int64 row pointers; pass index64=True");
+  check_mask_count(count, index64);
   at::Tensor col = at::empty({count}, at::kInt);
   at::Tensor val = values ? at::empty({count}, values->options()) : at::empty({0}, at::kFloat);
   for_width(kOp, "values", val, [&](auto element) {
@@ -126,15 +103,7 @@ CsrFinding find_fault(const at::Tensor& crow, const at::Tensor& col, int64_t row
 }
 
 at::Tensor csr_validate_cpu(const at::Tensor& crow, const at::Tensor& col, int64_t rows, int64_t cols, const std::optional<at::Tensor>& val) {
-  constexpr const char* kOp = "csr_validate";
-  TORCH_CHECK_TYPE(crow.scalar_type() == at::kInt || crow.scalar_type() == at::kLong, kOp, ": crow: expected int32 or int64, got ",
-                   crow.scalar_type());
-  TORCH_CHECK_TYPE(col.scalar_type() == at::kInt, kOp, ": col: expected int32, got ", col.scalar_type());
-  if (val) {
-    const at::ScalarType type = val->scalar_type();
-    TORCH_CHECK_TYPE(type == at::kFloat || type == at::kBFloat16 || type == at::kHalf || type == at::kDouble, kOp,
-                     ": val: expected float32, bfloat16, float16 or float64, got ", type);
-  }
+  check_validate_types(crow, col, val);
   const CsrFinding found = find_fault(crow, col, rows, cols, val);
   at::Tensor out = at::empty({3}, at::kLong);
   int64_t* three = out.mutable_data_ptr<int64_t>();
@@ -144,43 +113,7 @@ at::Tensor csr_validate_cpu(const at::Tensor& crow, const at::Tensor& col, int64
 
 // ---- drop and insert ----
 
-at::Tensor checked_array(const char* name, const at::Tensor& t, at::ScalarType type, const char* like, int64_t length) {
-  TORCH_CHECK_TYPE(t.scalar_type() == type, "csr_replace: ", name, ": expected ", type, ", got ", t.scalar_type());
-  TORCH_CHECK_VALUE(t.dim() == 1 && t.numel() == length, "csr_replace: ", name, ": expected shape [", length, "] like the ", like, ", got ",
-                    t.sizes());
-  return t.contiguous();
-}
-
-struct MovedArray {
-  at::Tensor from, inserted, to;
-};
-
-std::vector<MovedArray> moved_arrays(at::TensorList vals, const std::optional<at::TensorList>& inserted, int64_t nnz, int64_t candidates,
-                                     int64_t after) {
-  TORCH_CHECK_VALUE(!inserted || inserted->size() == vals.size(), "csr_replace: inserted: expected a list of ", vals.size(),
-                    " tensors like vals, got ", inserted ? inserted->size() : 0);
-  std::vector<MovedArray> arrays;
-  for (size_t i = 0; i < vals.size(); ++i) {
-    MovedArray a;
-    TORCH_CHECK_VALUE(vals[i].dim() == 1 && vals[i].numel() == nnz, "csr_replace: vals[", i, "]: expected shape [", nnz, "] like the nonzeros, got ",
-                      vals[i].sizes());
-    a.from = vals[i].contiguous();
-    if (inserted) {
-      const at::Tensor& grown = (*inserted)[i];
-      TORCH_CHECK_VALUE(grown.dim() == 1 && grown.numel() == candidates, "csr_replace: inserted[", i, "]: expected shape [", candidates,
-                        "] like the rows, got ", grown.sizes());
-      TORCH_CHECK_TYPE(grown.scalar_type() == vals[i].scalar_type(), "csr_replace: inserted[", i, "]: expected ", vals[i].scalar_type(),
-                       " like vals[", i, "], got ", grown.scalar_type());
-      a.inserted = grown.contiguous();
-    }
-    for_width("csr_replace", "vals", a.from, [](auto) {});
-    a.to = at::empty({after}, vals[i].options());
-    arrays.push_back(std::move(a));
-  }
-  return arrays;
-}
-
-void move(const MovedArray& a, const int64_t* source, int64_t begin, int64_t count) {
+void move(const MovedTensor& a, const int64_t* source, int64_t begin, int64_t count) {
   for_width("csr_replace", "vals", a.from, [&](auto element) {
     using T = decltype(element);
     take_from(source, count, static_cast<const T*>(a.from.const_data_ptr()),
@@ -221,7 +154,7 @@ std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>> csr_replace_cpu(cons
   TORCH_CHECK_VALUE(after == expected, kOp, ": nnz: expected ", expected, " nonzeros after the change, got ", after, " (", w.nnz, " - ",
                     w.nnz + grown - after, " dropped + ", grown, " taken)");
   at::Tensor col_new = at::empty({after}, at::kInt);
-  const std::vector<MovedArray> arrays = moved_arrays(vals, inserted, w.nnz, rows.numel(), after);
+  const std::vector<MovedTensor> arrays = moved_tensors(vals, inserted, w.nnz, rows.numel(), after, at::kCPU);
   std::atomic<int64_t> twice{-1};
   at::parallel_for(0, w.rows, rows_each, [&](int64_t begin, int64_t end) {
     std::vector<int64_t> source;
@@ -235,14 +168,14 @@ std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>> csr_replace_cpu(cons
       if (found >= 0 && !twice.compare_exchange_strong(none, found))
         while (none > found && !twice.compare_exchange_weak(none, found)) {
         }
-      for (const MovedArray& a : arrays) move(a, source.data(), first, count);
+      for (const MovedTensor& a : arrays) move(a, source.data(), first, count);
     }
   });
   const int64_t key = twice.load();
   TORCH_CHECK_VALUE(key < 0, kOp, ": rows, cols: expected distinct and inactive candidates, got row ", CsrChange::row_of(key), ", column ",
                     CsrChange::col_of(key), " twice");
   std::vector<at::Tensor> out;
-  for (const MovedArray& a : arrays) out.push_back(a.to);
+  for (const MovedTensor& a : arrays) out.push_back(a.to);
   return {narrowed(crow_new, crow.scalar_type(), kOp), col_new, out};
 }
 

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <optional>
 
+#include "common/csr_edit_checks.h"
 #include "cpu/csr_faults.h"
 
 namespace sparsekern {
@@ -79,23 +80,11 @@ int64_t first_outside_of_all(const int32_t* values, int64_t count, int64_t limit
   return found.load() == count ? -1 : found.load();
 }
 
-void check_ints(const char* op, const char* name, const at::Tensor& t, bool wide_too) {
-  TORCH_CHECK_VALUE(t.device().is_cpu(), op, ": ", name, ": expected a tensor on the CPU, got ", t.device(), "; move it with .to()");
-  TORCH_CHECK_TYPE(t.scalar_type() == at::kInt || (wide_too && t.scalar_type() == at::kLong), op, ": ", name, ": expected int32",
-                   wide_too ? " or int64" : "", ", got ", t.scalar_type());
-  TORCH_CHECK_VALUE(t.dim() == 1, op, ": ", name, ": expected one dimension, got shape ", t.sizes());
-}
-
 }  // namespace
 
 CsrPattern checked_pattern(const char* op, const at::Tensor& crow, const at::Tensor& col, int64_t rows, int64_t cols, const char* crow_name,
                            const char* col_name) {
-  TORCH_CHECK_VALUE(rows >= 0 && cols >= 0 && cols <= (int64_t{1} << 31), op, ": expected a shape with sides >= 0 and at most 2^31 columns, got ",
-                    rows, " x ", cols);
-  check_ints(op, crow_name, crow, true);
-  check_ints(op, col_name, col, false);
-  TORCH_CHECK_VALUE(crow.numel() - 1 == rows, op, ": ", crow_name, ": expected ", static_cast<uint64_t>(rows) + 1, " row pointers for ", rows,
-                    " rows, got ", crow.numel());
+  check_pattern_shape(op, crow, col, rows, cols, at::kCPU, crow_name, col_name);
   CsrPattern p;
   p.rows = rows, p.cols = cols, p.nnz = col.numel();
   p.crow_keep = crow.to(at::kLong).contiguous();
@@ -123,7 +112,7 @@ CsrPattern checked_pattern(const char* op, const at::Tensor& crow, const at::Ten
 }
 
 at::Tensor checked_positions(const char* op, const char* name, const at::Tensor& positions, int64_t count, int64_t limit) {
-  check_ints(op, name, positions, false);
+  check_index_vector(op, name, positions, false, at::kCPU);
   TORCH_CHECK_VALUE(positions.numel() == count, op, ": ", name, ": expected ", count, " positions, got ", positions.numel());
   at::Tensor kept = positions.contiguous();
   if (!memory().has(positions, limit, -2)) {

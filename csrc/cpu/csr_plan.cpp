@@ -8,7 +8,7 @@
 #include <numeric>
 #include <vector>
 
-#include "common/check.h"
+#include "common/csr_edit_checks.h"
 #include "cpu/csr_pattern.h"
 
 namespace sparsekern {
@@ -18,9 +18,7 @@ using Four = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 Four csr_plan_cpu(const at::Tensor& crow, const at::Tensor& col, int64_t rows, int64_t cols) {
   const CsrPattern p = checked_pattern("csr_plan", crow, col, rows, cols);
-  constexpr int64_t kMost = (int64_t{1} << 31) - 1;
-  TORCH_CHECK_VALUE(rows <= kMost && p.nnz <= kMost, "csr_plan: expected at most 2^31 - 1 rows and nonzeros (positions are int32), got ", rows,
-                    " rows and ", p.nnz, " nonzeros");
+  check_plan_size(rows, p.nnz);
   at::Tensor row_order = at::empty({rows}, col.options()), row_t = at::empty({p.nnz}, col.options()), perm = at::empty({p.nnz}, col.options());
 
   int32_t* order = row_order.mutable_data_ptr<int32_t>();

@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "common/csr_edit_checks.h"
 #include "cpu/position_set.h"
 
 #define SK_KERNEL_FILE "cpu/csr_setdiff.h"
@@ -119,16 +120,10 @@ int64_t keep_new_positions(const char* op, int32_t* rows, int32_t* cols, int64_t
 
 namespace {
 
-void check_positions(const char* name, const at::Tensor& t, int64_t length) {
-  TORCH_CHECK_TYPE(t.scalar_type() == at::kInt, kOp, ": ", name, ": expected int32, got ", t.scalar_type());
-  TORCH_CHECK_VALUE(t.dim() == 1 && t.numel() == length, kOp, ": ", name, ": expected one dimension and the length of rows, got shape ", t.sizes());
-  TORCH_CHECK_VALUE(length < int64_t{1} << 31, kOp, ": ", name, ": expected fewer than 2^31 positions, got ", length);
-}
-
 std::tuple<at::Tensor, at::Tensor, at::Tensor> csr_setdiff_cpu(const at::Tensor& rows, const at::Tensor& cols, const at::Tensor& crow,
                                                                const at::Tensor& col, int64_t n_cols) {
-  check_positions("rows", rows, rows.numel());
-  check_positions("cols", cols, rows.numel());
+  check_places("rows", rows, rows.numel());
+  check_places("cols", cols, rows.numel());
   const CsrPattern pattern = checked_pattern(kOp, crow, col, std::max<int64_t>(crow.numel() - 1, 0), n_cols);
   at::Tensor out_rows = rows.clone(at::MemoryFormat::Contiguous), out_cols = cols.clone(at::MemoryFormat::Contiguous);
   const int64_t count = keep_new_positions(kOp, out_rows.mutable_data_ptr<int32_t>(), out_cols.mutable_data_ptr<int32_t>(), rows.numel(), pattern);

@@ -8,8 +8,9 @@
 #include <optional>
 #include <tuple>
 
+#include "common/prune_lists.h"
+#include "common/segment_k.h"
 #include "cpu/pieces.h"
-#include "cpu/segment_k.h"
 #include "cpu/select.h"
 
 namespace sparsekern {
@@ -43,35 +44,6 @@ constexpr const char* op = "prune_regrow_";
 using Lists = std::optional<c10::List<at::Tensor>>;
 using Bits = std::vector<std::unique_ptr<uint32_t[]>>;
 
-// A tensor of the caller and the row-major tensor that stands for it, written back where they differ.
-struct Written {
-  at::Tensor original, rows;
-  explicit Written(const at::Tensor& t) : original(t), rows(t.contiguous()) {}
-  void write_back() const {
-    if (!rows.is_same(original)) original.copy_(rows);
-  }
-};
-
-bool zeroes(const char* name, c10::string_view what) {
-  TORCH_CHECK_VALUE(what == "keep" || what == "zero", op, ": ", name, ": expected \"keep\" or \"zero\", got \"", what, "\"");
-  return what == "zero";
-}
-
-// The mask of entry i in row-major order: it is written, so it must be there and must be dense.
-MaskOut mask_rows(size_t i, const Written& mask, const at::Tensor& weight) {
-  const at::Tensor& m = mask.original;
-  TORCH_CHECK_VALUE(m.numel() != 0 || weight.numel() == 0, op, ": masks[", i,
-                    "]: expected a mask to write, got an empty tensor; start from torch.ones");
-  if (m.scalar_type() == at::kBool) {
-    check_mutable(op, "masks", i, m);
-    check_like(op, "masks", i, m, weight);
-    return {MaskKind::bools, mask.rows.mutable_data_ptr(), 0};
-  }
-  at::Tensor unused;
-  mask_view(op, "masks", i, m, weight, unused);
-  return {MaskKind::bits, m.mutable_data_ptr(), 0};
-}
-
 std::vector<MaskOut> new_bits(const std::vector<ScoreView>& entries, Bits& bits) {
   std::vector<MaskOut> outputs;
   for (const ScoreView& x : entries) {
@@ -92,7 +64,7 @@ std::tuple<at::Tensor, at::Tensor> prune_regrow_int_k_cpu(at::TensorList masks, 
   if (momentum_buffers) check_same_length(op, "momentum_buffers", momentum_buffers->size(), entries);
   check_segments(op, "k_drop", k_drop.size(), entries, global);
   check_segments(op, "k_grow", k_grow.size(), entries, global);
-  const bool zero_dropped = zeroes("on_drop", on_drop), zero_grown = zeroes("on_grow", on_grow);
+  const bool zero_dropped = zeroes(op, "on_drop", on_drop), zero_grown = zeroes(op, "on_grow", on_grow);
 
   std::vector<at::Tensor> kept_alive;
   std::vector<Written> written;
@@ -114,7 +86,8 @@ std::tuple<at::Tensor, at::Tensor> prune_regrow_int_k_cpu(at::TensorList masks, 
     const at::Tensor& w = weights[i];
     check_mutable(op, "weights", i, w);
     const Written mask(masks[i]), values(w);
-    mask_out.push_back(mask_rows(i, mask, w));
+    const MaskView rows = written_mask(op, i, mask, w);
+    mask_out.push_back({rows.kind, const_cast<void*>(rows.data), 0});
     drop.push_back(view(drop_scores ? "drop_scores" : "weights", i, drop_scores ? at::Tensor(drop_scores->get(i)) : values.rows, wide_drop));
     grow.push_back(view("grow_scores", i, grow_scores[i], wide_grow));
     drop[i].eligible = grow[i].eligible = {mask_out[i].kind, mask_out[i].data};

@@ -6,6 +6,7 @@
 
 #include <atomic>
 
+#include "common/csr_edit_checks.h"
 #include "common/philox.h"
 #include "cpu/position_set.h"
 #include "cpu/sample_table.h"
@@ -16,23 +17,9 @@
 namespace sparsekern {
 namespace {
 
-void check_weights(const char* op, const char* name, const at::Tensor& weights) {
-  TORCH_CHECK_TYPE(weights.scalar_type() == at::kFloat, op, ": ", name, ": expected float32, got ", weights.scalar_type(),
-                   "; convert it with .float()");
-  TORCH_CHECK_VALUE(weights.dim() == 1 && weights.numel() <= kMostItems, op, ": ", name,
-                    ": expected one dimension and at most 2^24 weights, got shape ", weights.sizes());
-  TORCH_CHECK_VALUE(weights.device().is_cpu(), op, ": ", name, ": expected a tensor on cpu, got ", weights.device(), "; move it with .to()");
-}
-
 // Returns the seed.
 uint64_t check_arguments(const char* op, const at::Tensor& row_weights, const at::Tensor& col_weights, int64_t num_samples, const at::Tensor& seed) {
-  check_weights(op, "row_weights", row_weights);
-  check_weights(op, "col_weights", col_weights);
-  TORCH_CHECK_TYPE(seed.scalar_type() == at::kLong, op, ": seed: expected int64, got ", seed.scalar_type());
-  TORCH_CHECK_VALUE(seed.numel() == 1, op, ": seed: expected one number, got shape ", seed.sizes());
-  TORCH_CHECK_VALUE(seed.device().is_cpu(), op, ": seed: expected a tensor on cpu, got ", seed.device(), "; move it with .to()");
-  TORCH_CHECK_VALUE(num_samples >= 0, op, ": num_samples: expected a number >= 0, got ", num_samples);
-  TORCH_CHECK_VALUE(num_samples < int64_t{1} << 31, op, ": num_samples: expected fewer than 2^31, got ", num_samples);
+  check_sampling(op, row_weights, col_weights, num_samples, seed, at::kCPU);
   return static_cast<uint64_t>(*seed.const_data_ptr<int64_t>());
 }
 
@@ -40,7 +27,7 @@ OwnedSampleTable table_of(const char* op, const char* name, const at::Tensor& we
   const at::Tensor dense = weights.contiguous();
   const float* data = dense.const_data_ptr<float>();
   const int64_t n = dense.numel();
-  TORCH_CHECK_VALUE(n > 0, op, ": ", name, ": expected at least one weight to draw from, got none");
+  check_some_weights(op, name, weights);
   for (int64_t i = 0; i < n; ++i) TORCH_CHECK_VALUE(!std::isinf(data[i]), op, ": ", name, ": expected finite weights, got ", data[i], " at ", i);
   return OwnedSampleTable(data, n);
 }
@@ -107,7 +94,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gse_candidates_cpu(const at::Tens
                                                                   const at::Tensor& seed, int64_t rounds) {
   const char* op = "gse_candidates";
   const uint64_t key = check_arguments(op, row_weights, col_weights, num_samples, seed);
-  TORCH_CHECK_VALUE(rounds >= 1, op, ": rounds: expected a number >= 1, got ", rounds);
+  check_rounds(rounds);
   const CsrPattern pattern = checked_pattern(op, crow, col, row_weights.numel(), col_weights.numel());
   const int64_t inactive = pattern.rows * pattern.cols - pattern.nnz;
   const bool whole = pattern.nnz >= inactive;  // at least half of the matrix is active

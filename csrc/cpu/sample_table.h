@@ -6,7 +6,6 @@
 
 namespace sparsekern {
 
-constexpr int64_t kMostItems = 1 << 24;         // above, a total could pass 2^62
 constexpr double kWeightUnit = 274877906944.0;  // 2^38, what the largest weight becomes
 
 // sums[i]: of items 0..i. guide[place >> shift]: the first item whose sum exceeds the lowest place with these high bits.

@@ -9,8 +9,8 @@
 #include <optional>
 #include <tuple>
 
+#include "common/segment_k.h"
 #include "cpu/select.h"
-#include "cpu/segment_k.h"
 
 namespace sparsekern {
 namespace {

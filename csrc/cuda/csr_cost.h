@@ -22,7 +22,7 @@ struct SpmmRates {
   double launch = 2e-6;                                                // seconds that a launch costs
   // Shares of those rates. The dense product and its bytes count in full, so that a sparse one is taken only where it should win.
   double scalar_share = 0.7, staged_share = 0.6, tile_share = 0.8, fill_share = 0.85;
-  double chain = 0.6e-6;  // seconds from an entry's column to its product, four entries at a time
+  double chain = 0.6e-6;  // seconds from the columns of eight entries to their products
   int sms = 132;
 };
 
@@ -41,7 +41,7 @@ inline double scalar_seconds(const SpmmShape& s, const SpmmRates& r, const Devic
   const double gather = s.nnz * (row + 4 + s.val_size) / (r.l2 * r.scalar_share * scale);
   const double flops = 2.0 * s.nnz * s.n / (r.fma * r.scalar_share * scale);
   const double memory = (dense_bytes + s.nnz * (4.0 + s.val_size)) / (r.memory * scale);
-  const double chain = s.rows > 0 ? static_cast<double>(s.nnz) / s.rows / 4 * r.chain : 0;
+  const double chain = s.rows > 0 ? static_cast<double>(s.nnz) / s.rows / 8 * r.chain : 0;
   const double turn = s.column_major ? r.launch + 2.0 * s.cols * s.n * s.size / (r.l2 * r.tile_share * scale) : 0;
   return r.launch + permuted_seconds(s, r, scale) + turn + std::max({gather, flops, memory, chain});
 }

@@ -5,7 +5,7 @@
 // bandwidth-bound.
 // State: compiled for sm_80 and sm_90a and run under the emulator of csrc/simt; not yet run on a GPU, no time measured.
 //
-// budget: csr_densify_kernel 40
+// budget: csr_densify_kernel 48
 // promise: csr_densify_kernel STG.E.128 LDG.E.128 no-fp64
 #pragma once
 #include "cuda/csr_product.cuh"

@@ -12,6 +12,21 @@ __device__ __forceinline__ float widened(float x) { return x; }
 __device__ __forceinline__ float widened(__nv_bfloat16 x) { return to_float(x); }
 __device__ __forceinline__ float widened(__half x) { return to_float(x); }
 __device__ __forceinline__ double widened(double x) { return x; }
+// The numbers of a group. bfloat16 two at a time: one instruction each.
+template <class T, int N>
+__device__ __forceinline__ void widen_group(const Group<T, N>& group, Sum<T> (&to)[N]) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16> && N % 2 == 0) {
+#pragma unroll
+    for (int k = 0; k < N; k += 2) {
+      const unsigned two = reinterpret_cast<const unsigned*>(&group)[k / 2];
+      to[k] = __uint_as_float(two << 16);
+      to[k + 1] = __uint_as_float(two & 0xffff0000u);
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < N; ++k) to[k] = widened(group.at[k]);
+  }
+}
 template <class T>
 __device__ __forceinline__ T narrowed(float x) {
   return from_float<T>(x);
@@ -46,6 +61,7 @@ __device__ __forceinline__ RowRange row_range(const SpmmArgs& a, int64_t row) {
 __device__ __forceinline__ bool guard_open(const SpmmArgs& a) {
   if (a.guard == nullptr) return true;
   int32_t any = 0;
+#pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < a.guards; i += static_cast<int>(blockDim.x)) any |= a.guard[i];
   return __syncthreads_or(any) != 0;
 }
@@ -64,8 +80,8 @@ __device__ __forceinline__ void store_sums(const SpmmArgs& a, int64_t row, int64
   Group<T, N> group;
 #pragma unroll
   for (int k = 0; k < N; ++k) group.at[k] = narrowed<T>(a.bias ? sum[k] + bias : sum[k]);
-  if (aligned && j + N <= a.n) {
-    store_group(out, group, true);
+  if (sizeof(group) == 16 && aligned && j + N <= a.n) {
+    __stcg(reinterpret_cast<uint4*>(out), *reinterpret_cast<const uint4*>(&group));  // an ordinary store is split up here
     return;
   }
 #pragma unroll

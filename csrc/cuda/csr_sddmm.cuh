@@ -1,4 +1,4 @@
-// out[e] = <a[row(e), :], b[col(e), :]> at the entries of a CSR pattern or of a list of places.
+// out[e] = <a[row(e), :], b[col(e), :]> at the entries of a CSR pattern or of a list of places, one of three ways (sddmm_cost.h):
 // gather: eight lanes share a dot, a warp does sixteen at a time: 16-byte loads, products added in order along each lane, then lanes 4,
 // 2 and 1 apart: a tree of its own for every dot, whatever the grid. Bound by entries * n * size(b) bytes from the L2 cache; a row of a
 // serves its neighbours from the L1 cache, where even fetching it for every entry takes a third of the rate that the L2 cache leaves
@@ -6,17 +6,17 @@
 // lists of places go the same way with the same bits. Operands that are not rows of aligned 16-byte chunks (column-major activations)
 // are copied into such rows first, through shared memory: (rows + cols) * n * size bytes twice, little beside the gather. Long dots go
 // in passes over n, so that what is gathered from fits the L2 cache.
-// dense: the product itself is cuBLAS's, by torch (csr_sddmm_op.cpp): what runs the tensor cores of each GPU best, takes any layout and
-// is proven; here only its entries are picked, 8 to 32 bytes each from a chunk that is still in the L2 cache.
+// staged: csr_sddmm_staged.cuh. dense: the product itself is cuBLAS's, by torch (csr_sddmm_op.cpp): what runs the tensor cores of each
+// GPU best, takes any layout and is proven; here only its entries are picked, 8 to 32 bytes each from a chunk still in the L2 cache.
 // State: compiled for sm_80 and sm_90a and run under the emulator of csrc/simt; not yet run on a GPU, no time measured.
 //
 // budget: sddmm_gather_kernel 80
-// budget: sddmm_stage_kernel 48
+// budget: sddmm_align_kernel 48
 // budget: sddmm_sample_rows_kernel 48
 // budget: sddmm_sample_places_kernel 32
 // promise: sddmm_gather_kernel LDG.E.128 no-fp64
 // promise: sddmm_gather_kernel<double LDG.E.128
-// promise: sddmm_stage_kernel no-fp64
+// promise: sddmm_align_kernel no-fp64
 // promise: sddmm_sample_rows_kernel no-fp64
 // promise: sddmm_sample_places_kernel no-fp64
 #pragma once
@@ -74,10 +74,15 @@ struct SddmmGatherArgs {
 
 constexpr int kDotLanes = 8;      // that share a dot: 128 bytes of a row at a time
 constexpr int kDotsInFlight = 4;  // of those lanes
-constexpr int kDotsPerPass = 32 / kDotLanes * kDotsInFlight;
+constexpr int kSlots = 32 / kDotLanes;
+constexpr int kDotsAtATime = kSlots * kDotsInFlight;  // by a warp
 
 template <class T>
 using Chunk = Group<T, 16 / sizeof(T)>;
+template <class T>
+__device__ __forceinline__ Chunk<T> load_chunk(const void* p) {
+  return load_group<T, 16 / sizeof(T)>(static_cast<const T*>(p), true);
+}
 
 __device__ __forceinline__ float add_product(float x, float y, float sum) { return __fmaf_rn(x, y, sum); }
 __device__ __forceinline__ double add_product(double x, double y, double sum) { return fma(x, y, sum); }
@@ -92,6 +97,17 @@ __device__ __forceinline__ A add_products(const Chunk<T>& x, const Chunk<T>& y, 
 #pragma unroll
   for (int k = 0; k < static_cast<int>(16 / sizeof(T)); ++k) sum = add_product(widened(x.at[k]), widened(y.at[k]), sum);
   return sum;
+}
+
+// The dots of four entries whose products eight lanes hold: lanes 2 u and 2 u + 1 get that of entry u. Lanes 4, 2 and 1 apart are added.
+template <class A>
+__device__ __forceinline__ A four_dots(const A (&sum)[kDotsInFlight], int part) {
+  static_assert(kDotLanes == 8 && kDotsInFlight == 4);
+  const bool upper = part & 4, odd = part & 2;
+  const A x = (upper ? sum[2] : sum[0]) + __shfl_xor_sync(kAllLanes, upper ? sum[0] : sum[2], 4);
+  const A y = (upper ? sum[3] : sum[1]) + __shfl_xor_sync(kAllLanes, upper ? sum[1] : sum[3], 4);
+  const A z = (odd ? y : x) + __shfl_xor_sync(kAllLanes, odd ? x : y, 2);
+  return z + __shfl_xor_sync(kAllLanes, z, 1);
 }
 
 // A single pass stores its dots. A sum of very many passes keeps what its additions lose beside it (Knuth's two-sum).
@@ -131,14 +147,13 @@ __global__ void __launch_bounds__(kThreads, 3) sddmm_gather_kernel(const __grid_
   const int row_0 = __shfl_sync(kAllLanes, row, 0), col_0 = __shfl_sync(kAllLanes, col, 0);
   if (e >= count) row = row_0, col = col_0;
 
-  A mine = 0;
 #pragma unroll 1
-  for (int from = 0; from < 32 && begin + from < count; from += kDotsPerPass) {
+  for (int from = 0; from < 32 && begin + from < count; from += kDotsAtATime) {
     const char *x[kDotsInFlight], *y[kDotsInFlight];
     A sum[kDotsInFlight];
 #pragma unroll
     for (int u = 0; u < kDotsInFlight; ++u) {
-      const int source = from + u * (32 / kDotLanes) + slot;
+      const int source = from + u * kSlots + slot;
       x[u] = args.a + __shfl_sync(kAllLanes, row, source) * args.a_pitch;
       y[u] = args.b + __shfl_sync(kAllLanes, col, source) * args.b_pitch;
       sum[u] = 0;
@@ -148,26 +163,22 @@ __global__ void __launch_bounds__(kThreads, 3) sddmm_gather_kernel(const __grid_
       Chunk<T> left[kDotsInFlight], right[kDotsInFlight];
 #pragma unroll
       for (int u = 0; u < kDotsInFlight; ++u) {
-        right[u] = load_group<T, 16 / sizeof(T)>(reinterpret_cast<const T*>(y[u] + 16 * chunk), true);
-        left[u] = load_group<T, 16 / sizeof(T)>(reinterpret_cast<const T*>(x[u] + 16 * chunk), true);
+        right[u] = load_chunk<T>(y[u] + 16 * chunk);
+        left[u] = load_chunk<T>(x[u] + 16 * chunk);
       }
 #pragma unroll
       for (int u = 0; u < kDotsInFlight; ++u) sum[u] = add_products<T>(left[u], right[u], sum[u]);
     }
-#pragma unroll
-    for (int u = 0; u < kDotsInFlight; ++u) {
-#pragma unroll
-      for (int step = kDotLanes / 2; step > 0; step /= 2) sum[u] += __shfl_xor_sync(kAllLanes, sum[u], step);
-      const A dot = __shfl_sync(kAllLanes, sum[u], lane % (32 / kDotLanes) * kDotLanes);  // to the lane that looked it up
-      if (lane / (32 / kDotLanes) == from / (32 / kDotLanes) + u) mine = dot;
-    }
+    const A dot = four_dots(sum, part);
+    const int64_t mine = begin + from + part / 2 * kSlots + slot;
+    if (part % 2 == 0 && mine < count) store_dot(args, mine, dot);
   }
-  if (e < p.entries) store_dot(args, e, e < count ? mine : A(0));
+  if (e >= count && e < p.entries) store_dot(args, e, A(0));
 }
 
 // ---- operands into aligned rows ----
 
-struct SddmmStageSide {
+struct SddmmAlignSide {
   const void* from;
   int64_t height, stride;  // in elements
   bool by_columns;
@@ -176,19 +187,19 @@ struct SddmmStageSide {
   int across, tiles;
 };
 
-struct SddmmStageArgs {
-  SddmmStageSide a, b;
+struct SddmmAlignArgs {
+  SddmmAlignSide a, b;
   int64_t n;  // elements of a row in this pass; the rest up to the pitch is 0
 };
 
 // A tile of 32 rows of 32 words by the block; of columns, through shared memory, so that reads and writes are both of whole lines.
 template <class T>
-__global__ void __launch_bounds__(kThreads) sddmm_stage_kernel(const __grid_constant__ SddmmStageArgs args) {
+__global__ void __launch_bounds__(kThreads) sddmm_align_kernel(const __grid_constant__ SddmmAlignArgs args) {
   using Word = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
   constexpr int per_word = sizeof(Word) / sizeof(T);
   __shared__ Word tile[32][33];
   const bool of_a = static_cast<int>(blockIdx.x) < args.a.tiles;
-  const SddmmStageSide& side = of_a ? args.a : args.b;
+  const SddmmAlignSide& side = of_a ? args.a : args.b;
   const int t = static_cast<int>(blockIdx.x) - (of_a ? 0 : args.a.tiles);
   const int64_t i_0 = static_cast<int64_t>(t / side.across) * 32, w_0 = static_cast<int64_t>(t % side.across) * 32;
   const T* from = static_cast<const T*>(side.from);

@@ -34,11 +34,12 @@ struct SddmmCall {
   void* out;
 };
 
-// Whether the gather copies the operand first: it reads rows of whole aligned 16-byte chunks.
-bool sddmm_stages(SddmmType type, const SddmmOperand& x, int64_t n);
+// What the choice of the way goes by.
+SddmmShape sddmm_shape(const SddmmCall& call);
 
-size_t sddmm_gather_workspace_bytes(const SddmmCall& call);
-int launch_sddmm_gather(const SddmmCall& call, void* workspace, const DeviceProps& props, cudaStream_t stream);
+// The two ways that are kernels of ours; staged where sddmm_can(SddmmWay::staged, ...).
+size_t sddmm_workspace_bytes(const SddmmCall& call, SddmmWay way);
+int launch_sddmm(const SddmmCall& call, SddmmWay way, void* workspace, const DeviceProps& props, cudaStream_t stream);
 
 // out[e] = dense[row(e) - first, col(e)] for the entries in rows [first, first + height); dense is [height, cols], row-major. The call
 // with first = 0 also writes the zeros past the count.

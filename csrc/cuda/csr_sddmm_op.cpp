@@ -13,6 +13,7 @@
 #include "common/sddmm_checks.h"
 #include "cuda/csr_sddmm.h"
 #include "cuda/stream.h"
+#include "cuda/tf32.h"
 
 namespace sparsekern {
 namespace {
@@ -34,12 +35,12 @@ SddmmOperand operand(const at::Tensor& t) {
   return {t.const_data_ptr(), rows ? t.stride(0) : t.stride(1), !rows};
 }
 
-// What the caller asks for, or nothing: then the cost model decides.
+// What the caller asks for, or nothing: then the cost model decides. What cannot go the way asked for is gathered.
 std::optional<SddmmWay> asked_way(const char* op, c10::string_view algo) {
-  TORCH_CHECK_VALUE(algo == "auto" || algo == "gather" || algo == "dense", op, ": algo: expected 'auto', 'gather' or 'dense', got '",
-                    std::string(algo.data(), algo.size()), "'");
+  TORCH_CHECK_VALUE(algo == "auto" || algo == "gather" || algo == "staged" || algo == "dense", op,
+                    ": algo: expected 'auto', 'gather', 'staged' or 'dense', got '", std::string(algo.data(), algo.size()), "'");
   if (algo == "auto") return std::nullopt;
-  return algo == "dense" ? SddmmWay::dense : SddmmWay::gather;
+  return algo == "gather" ? SddmmWay::gather : algo == "staged" ? SddmmWay::staged : SddmmWay::dense;
 }
 
 // a b^T in fp32. fp32 operands follow torch's own switch for TF32.
@@ -63,18 +64,13 @@ void dots(const char* op, const SddmmPlaces& places, const at::Tensor& a_given, 
   const auto strided = [](const at::Tensor& t) { return by_rows(t) || by_columns(t) ? t : t.contiguous(); };
   const at::Tensor a = strided(a_given), b = strided(b_given);
   const cuda::SddmmCall call = {type_of(a.scalar_type()), type_of(out.scalar_type()), places, operand(a), operand(b), n, out.mutable_data_ptr()};
-  const cuda::SddmmShape shape = {places.rows,
-                                  places.cols,
-                                  n,
-                                  places.entries,
-                                  cuda::bytes_of(call.type),
-                                  cuda::sddmm_stages(call.type, call.a, n),
-                                  cuda::sddmm_stages(call.type, call.b, n),
-                                  places.crow != nullptr};
+  cuda::SddmmShape shape = cuda::sddmm_shape(call);
+  shape.tf32 = shape.size == 4 && cuda::tf32_allowed();
   const cuda::DeviceProps props = cuda::device_props(op, a.device());
   const cudaStream_t stream = cuda::current_stream(op, a.device());
-  const bool can_be_dense = call.type != SddmmType::f64 && n <= cuda::kSddmmLong;
-  if (can_be_dense && asked.value_or(cuda::sddmm_way(shape)) == SddmmWay::dense) {
+  SddmmWay way = asked.value_or(cuda::sddmm_way(shape, props));
+  if (!cuda::sddmm_can(way, shape)) way = SddmmWay::gather;
+  if (way == SddmmWay::dense) {
     const int64_t height = cuda::sddmm_chunk_rows(places.rows, places.cols);
     for (int64_t first = 0; first < places.rows; first += height) {
       const at::Tensor chunk = product(a.narrow(0, first, std::min(height, places.rows - first)), b);
@@ -83,8 +79,8 @@ void dots(const char* op, const SddmmPlaces& places, const at::Tensor& a_given, 
     }
     return;
   }
-  const at::Tensor workspace = at::empty({static_cast<int64_t>(cuda::sddmm_gather_workspace_bytes(call))}, a.options().dtype(at::kByte));
-  SK_CUDA_CHECK(op, cuda::launch_sddmm_gather(call, workspace.mutable_data_ptr(), props, stream));
+  const at::Tensor workspace = at::empty({static_cast<int64_t>(cuda::sddmm_workspace_bytes(call, way))}, a.options().dtype(at::kByte));
+  SK_CUDA_CHECK(op, cuda::launch_sddmm(call, way, workspace.mutable_data_ptr(), props, stream));
 }
 
 at::Tensor csr_sddmm_cuda(const at::Tensor& crow, const at::Tensor& col, const at::Tensor& a, const at::Tensor& b, c10::string_view algo) {

@@ -21,6 +21,8 @@ inline StagedPlan plan_staged(int64_t rows, int64_t cols, int64_t n, int size, c
   StagedPlan p = {};
   p.threads = static_cast<int>(std::clamp<int64_t>((rows * 4 + 31) / 32 * 32, 64, kStagedThreads));
   p.panels = (n * size + kPanelBytes - 1) / kPanelBytes;
+  // Half the rows double the traffic of tiles, but use a device of which half would be idle.
+  while (p.threads > 128 && p.threads % 64 == 0 && 2 * p.panels * ((rows * 4 + p.threads - 1) / p.threads) <= props.sms) p.threads /= 2;
   // Twice the rows halve the traffic of tiles, where there are enough blocks left.
   const int64_t twice = p.threads / 2;
   p.rows_per_group = rows > p.threads / 4 && p.panels * ((rows + twice - 1) / twice) >= props.sms ? 2 : 1;

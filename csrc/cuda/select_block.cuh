@@ -38,7 +38,7 @@ __device__ __forceinline__ void find_bin(int bins, uint32_t rank, BlockSelectScr
     return bin >= 0 && bin < bins ? count_at(bin) : 0u;
   };
   uint32_t mine = 0;
-#pragma unroll 4
+#pragma unroll 8
   for (int k = 0; k < per; ++k) mine += lane_count(k);
   mine = warp_sum(mine);
   if (lane_id() == 0) scratch.sums[warp_id()] = mine;
@@ -66,7 +66,8 @@ __device__ __forceinline__ void find_bin(int bins, uint32_t rank, BlockSelectScr
 
 // The rank-th largest (from 1) of those of `numbers` in [low, high]; there are `inside` of them, at least rank. Equal numbers count
 // each. All threads take part, `numbers` is complete before a barrier.
-__device__ inline Rank block_select(const Rank* numbers, int count, uint32_t rank, uint32_t inside, Rank low, Rank high, BlockSelectScratch& scratch) {
+__device__ inline Rank block_select(const Rank* numbers, int count, uint32_t rank, uint32_t inside, Rank low, Rank high,
+                                    BlockSelectScratch& scratch) {
   const int threads = static_cast<int>(blockDim.x), t = static_cast<int>(threadIdx.x);
   while (low < high && inside > 1) {
     const int shift = bin_shift(low, high, 11), bins = static_cast<int>((high - low) >> shift) + 1;

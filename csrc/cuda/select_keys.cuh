@@ -75,8 +75,8 @@ __device__ __forceinline__ bool eligible_at(const SelectEntry& e, int64_t i) {
 // Between an element of a segment and its rank.
 struct Order {
   int index_bits;
-  uint32_t last;   // the largest index
-  bool mirror;     // dropping begins at the highest index
+  uint32_t last;  // the largest index
+  bool mirror;    // dropping begins at the highest index
 
   Order() = default;
   __device__ __forceinline__ explicit Order(const SelectSegment& s) {

@@ -94,7 +94,8 @@ def _by_tensor(grads: list[Tensor], tensors: int) -> list[Tensor]:
 def task_gram_reference(grads, num_tasks):
     tensors = check_tasks("task_gram", grads, num_tasks)
     dtype = torch.float64 if any(g.dtype == torch.float64 for g in grads) else torch.float32
-    return sum(rows @ rows.t() for rows in _by_tensor(grads, tensors)).to(dtype)
+    upper = sum(rows @ rows.t() for rows in _by_tensor(grads, tensors)).triu()
+    return (upper + upper.triu(1).t()).to(dtype)
 
 
 @reference("pcgrad_combine")

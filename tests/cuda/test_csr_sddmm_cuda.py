@@ -1,4 +1,4 @@
-"""csr_sddmm and coo_sddmm through their CUDA bindings against the float64 reference, both ways."""
+"""csr_sddmm and coo_sddmm through their CUDA bindings against the float64 reference, every way."""
 import math
 
 import pytest
@@ -32,7 +32,7 @@ def csr(lane, crow, col, a, b, **options):
     return lane.op("csr_sddmm")(*lane.put([crow, col]), a, b, **options).cpu()
 
 
-@pytest.mark.parametrize("algo", ["auto", "gather", "dense"])
+@pytest.mark.parametrize("algo", ["auto", "gather", "staged", "dense"])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_agrees(lane, dtype, algo):
     for rows, cols, length, sparsity in SHAPES:
@@ -48,17 +48,18 @@ def test_layouts_give_the_same_bits(lane, dtype):
     for rows, cols, length in ((37, 70, 72), (40, 33, 67)):
         crow, col, _ = random_csr(rows, cols, 0.9)
         a, b = torch.randn(rows, length).to(dtype), torch.randn(cols, length).to(dtype)
-        want = csr(lane, crow, col, *lane.put([a, b]), algo="gather")
+        want, staged = (csr(lane, crow, col, *lane.put([a, b]), algo=algo) for algo in ("gather", "staged"))
         for x in TURNS.values():
             for y in TURNS.values():
                 assert torch.equal(csr(lane, crow, col, x(lane.put(a)), y(lane.put(b)), algo="gather"), want)
+            assert torch.equal(csr(lane, crow, col, x(lane.put(a)), x(lane.put(b)), algo="staged"), staged)
             assert_close(csr(lane, crow, col, x(lane.put(a)), b.to(lane.device), algo="dense"), want.double(), reduction=length)
 
 
 def test_hand_worked(lane):
     # Row 0 has columns 0 and 2: 1*5 + 2*6 and 1*9 - 2*10; row 1 has column 1: 3*7 + 4*8.
     a, b = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[5.0, 6.0], [7.0, 8.0], [9.0, -10.0]])
-    for algo in ("gather", "dense"):
+    for algo in ("gather", "staged", "dense"):
         assert csr(lane, torch.tensor([0, 2, 3]), torch.tensor([0, 2, 1]).int(), *lane.put([a, b]), algo=algo).tolist() == [17.0, -11.0, 53.0]
     rows, cols = torch.tensor([1, 0, 1, -1, 99]).int(), torch.tensor([1, 0, 1, -1, 7]).int()
     for count in (torch.tensor(3), torch.tensor([3]).int()):
@@ -66,21 +67,26 @@ def test_hand_worked(lane):
     assert lane.op("coo_sddmm")(*lane.put([rows, cols, torch.tensor(0), a, b])).tolist() == [0.0] * 5
     # 256 + 1 needs nine bits: summed in bfloat16 it would stay at 256 to the end.
     x = torch.tensor([[256.0, 1.0, 1.0, 1.0, 1.0]], dtype=torch.bfloat16)
-    for algo in ("gather", "dense"):
+    for algo in ("gather", "staged", "dense"):
         assert csr(lane, torch.tensor([0, 1]), torch.tensor([0]).int(), *lane.put([x, torch.ones_like(x)]), algo=algo).tolist() == [260.0]
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_lists_of_places(lane, dtype):
-    for rows, cols, length, samples in ((37, 50, 70, 100), (6, 5, 130, 900)):              # gathered; dense, but for float64
+    for rows, cols, length, samples in ((37, 50, 70, 100), (6, 5, 256, 40000)):            # gathered; dense, but for float64
         a, b = torch.randn(rows, length).to(dtype), torch.randn(cols, length).to(dtype)
-        row, col = torch.randint(rows, (samples,)).int(), torch.randint(cols, (samples,)).int()
-        for count in (0, 1, 45, samples):
+        for count in (0, 45, samples) if samples < 1000 else (samples - 7,):
+            row, col = torch.randint(rows, (samples,)).int(), torch.randint(cols, (samples,)).int()
             row[count:], col[count:] = -1, 1 << 30                                         # not looked at
             got = lane.op("coo_sddmm")(*lane.put([row, col, torch.tensor(count), a]), lane.put(b.t().contiguous()).t()).cpu()
             assert_close(got[:count], dots(a, b, row[:count], col[:count]), reduction=length)
             assert got.dtype == dtype and not got[count:].any()
-            row, col = torch.randint(rows, (samples,)).int(), torch.randint(cols, (samples,)).int()
+
+
+def test_the_dense_way_goes_by_bands_of_rows(lane):
+    crow, col, _ = random_csr(300, 20000, 0.9999)
+    a, b = torch.randn(300, 3), torch.randn(20000, 3)
+    assert_close(csr(lane, crow, col, *lane.put([a, b]), algo="dense"), dots(a, b, row_of(crow, col.numel()), col), reduction=3)
 
 
 def test_places_give_the_bits_of_the_pattern(lane):
@@ -97,7 +103,8 @@ def test_long_dots_are_summed_in_passes(lane):
     crow, col = torch.tensor([0, 2, 3]), torch.tensor([0, 1, 1]).int()
     for dtype in TYPES:
         a, b = torch.randn(2, 5000).to(dtype), torch.randn(2, 5000).to(dtype)
-        assert_close(csr(lane, crow, col, *lane.put([a, b]), algo="gather"), dots(a, b, torch.tensor([0, 0, 1]), col), reduction=5000)
+        for algo in ("gather", "staged"):
+            assert_close(csr(lane, crow, col, *lane.put([a, b]), algo=algo), dots(a, b, torch.tensor([0, 0, 1]), col), reduction=5000)
     length = 2**20 + 4096
     a, b = torch.ones(1, length), torch.zeros(2, length)
     b[0, :4096], b[0, 4096::4096] = 2.0**14, 1.0                                           # 2^26 and 256 ones that fp32 would drop one by one
@@ -112,7 +119,7 @@ def test_nan_comes_from_the_rows_asked_for_only(lane):
     a, b = torch.randn(4, 20), torch.randn(5, 20)
     a[1, 3], b[2, 7], b[4, 0] = math.nan, math.inf, math.nan
     crow, col = torch.tensor([0, 2, 3, 4, 4]), torch.tensor([0, 1, 3, 2]).int()
-    for algo in ("gather", "dense"):
+    for algo in ("gather", "staged", "dense"):
         got = csr(lane, crow, col, *lane.put([a, b]), algo=algo)
         assert got[:2].isfinite().all() and got[2].isnan() and got[3].isinf()
 
@@ -147,5 +154,5 @@ def test_misuse_of_places(lane, arguments, error, words):
 
 
 def test_misuse_of_algo(lane):
-    with pytest.raises(ValueError, match="csr_sddmm: algo: expected 'auto', 'gather' or 'dense', got 'fast'"):
+    with pytest.raises(ValueError, match="csr_sddmm: algo: expected 'auto', 'gather', 'staged' or 'dense', got 'fast'"):
         csr(lane, CROW, COL, *lane.put([A, B]), algo="fast")
