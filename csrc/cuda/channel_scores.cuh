@@ -4,7 +4,7 @@
 // Bytes per element: 4 and both masks, in fp32; bandwidth-bound. A group of 16 bytes that both masks hide is not read.
 // State: compiled for sm_80 and sm_90a and run under the emulator of csrc/simt; not yet run on a GPU, no time measured.
 //
-// budget: channel_scores_kernel 64
+// budget: channel_scores_kernel 80
 // promise: channel_scores_kernel LDG.E.128 no-fp64
 #pragma once
 #include "cuda/channel_scores.h"
@@ -13,7 +13,7 @@
 
 namespace sparsekern::cuda {
 
-constexpr int kScoreBlocksPerSm = 4;
+constexpr int kScoreBlocksPerSm = 3;  // 48 KB in flight per SM
 constexpr int kSmallScoreTable = 80, kLargeScoreTable = 584;
 
 template <int capacity>
@@ -36,18 +36,10 @@ struct RowMask {
   MaskKind kind;
 };
 __device__ __forceinline__ RowMask row_mask(const void* mask, MaskKind kind, int64_t begin) {
-  if (kind == MaskKind::none) return {nullptr, 0, false, kind};
   if (kind == MaskKind::bits) return {static_cast<const uint32_t*>(mask) + (begin >> 5), static_cast<int>(begin & 31), false, kind};
   const uint8_t* bytes = static_cast<const uint8_t*>(mask) + begin;
   return {bytes, 0, is_aligned(bytes, 4), kind};
 }
-template <int N>
-__device__ __forceinline__ unsigned bits_of(const RowMask& mask, int i) {
-  if (mask.kind == MaskKind::bools) return bool_group<N>(static_cast<const uint8_t*>(mask.data), i, mask.aligned);
-  if (mask.kind == MaskKind::bits) return bit_group<N>(static_cast<const uint32_t*>(mask.data), mask.shift + i);
-  return (1u << N) - 1;
-}
-
 template <class T, int N>
 __device__ __forceinline__ void add_group(const Group<T, N>& x, unsigned in_a, unsigned in_b, float& sum_a, float& sum_b) {
 #pragma unroll
@@ -68,13 +60,21 @@ __device__ __forceinline__ float row_part(const ScoreEntry& e, const ScoreArgs& 
   const int groups = count / N;
   float sum_a = 0, sum_b = 0;
   for (int j = part; j < groups; j += parts * U) {
+    RawMask raw_a[U], raw_b[U];
     unsigned in_a[U], in_b[U];
     Group<T, N> group[U];
 #pragma unroll
     for (int u = 0; u < U; ++u) {
-      const int at = j + u * parts;
-      in_a[u] = at < groups ? bits_of<N>(a, at * N) : 0;
-      in_b[u] = args.has_b && at < groups ? bits_of<N>(b, at * N) : 0;
+      const int i = (j + u * parts) * N;
+      if (j + u * parts >= groups) continue;
+      raw_a[u] = load_mask<N>(a.kind, a.data, a.shift + i, a.aligned);
+      if (args.has_b) raw_b[u] = load_mask<N>(b.kind, b.data, b.shift + i, b.aligned);
+    }
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      const int i = (j + u * parts) * N;
+      in_a[u] = j + u * parts < groups ? mask_bits<N>(a.kind, raw_a[u], a.shift + i) : 0;
+      in_b[u] = args.has_b && j + u * parts < groups ? mask_bits<N>(b.kind, raw_b[u], b.shift + i) : 0;
     }
 #pragma unroll
     for (int u = 0; u < U; ++u) {
@@ -85,7 +85,11 @@ __device__ __forceinline__ float row_part(const ScoreEntry& e, const ScoreArgs& 
     for (int u = 0; u < U; ++u) add_group(group[u], in_a[u], in_b[u], sum_a, sum_b);
   }
   const int i = groups * N + part;  // fewer than N <= parts are left
-  if (i < count) add_group(load_group<T, 1>(x + i, false), bits_of<1>(a, i), args.has_b ? bits_of<1>(b, i) : 0, sum_a, sum_b);
+  if (i < count) {
+    const unsigned in_a = mask_bits<1>(a.kind, load_mask<1>(a.kind, a.data, a.shift + i, false), a.shift + i);
+    const unsigned in_b = args.has_b ? mask_bits<1>(b.kind, load_mask<1>(b.kind, b.data, b.shift + i, false), b.shift + i) : 0;
+    add_group(load_group<T, 1>(x + i, false), in_a, in_b, sum_a, sum_b);
+  }
   sum_a = __fmul_rn(args.beta, sum_a);
   return args.has_b ? __fadd_rn(sum_a, __fmul_rn(args.one_minus_beta, sum_b)) : sum_a;
 }

@@ -27,13 +27,15 @@ SK_HOST_DEVICE inline int score_rows(int64_t row_size) {
   return row_size * at_once <= 4096 ? 2 * at_once : at_once;
 }
 
-// Block b does tiles b, b + grid, ...
+// Block b does tiles b, b + grid, ...: the heavy ones first, so that the light ones level the blocks.
 struct ScorePlan {
   int grid, tiles, count;
 };
 template <class Entry>
 ScorePlan plan_scores(Entry* entries, size_t count, const DeviceProps& props, int blocks_per_sm) {
   ScorePlan plan = {0, 0, static_cast<int>(count)};
+  const auto weight = [](const Entry& e) { return std::min<int64_t>(score_rows(e.row_size), e.rows) * e.row_size; };
+  std::sort(entries, entries + count, [&](const Entry& a, const Entry& b) { return weight(a) > weight(b); });
   for (size_t t = 0; t < count; ++t) {
     const int rows = score_rows(entries[t].row_size);
     entries[t].first = plan.tiles;

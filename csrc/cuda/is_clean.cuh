@@ -20,7 +20,7 @@ struct CleanTable {
 // W is an unsigned integer of the elements' size: all but the sign bit counts, so NaN does.
 template <MaskKind kind, class W, int N>
 __device__ __forceinline__ bool any_hidden(const W* data, const void* mask, int i, bool data_aligned, bool mask_aligned) {
-  const unsigned on = mask_group<kind, N>(mask, i, mask_aligned);
+  const unsigned on = mask_bits<N>(kind, load_mask<N>(kind, mask, i, mask_aligned), i);
   if (on == (1u << N) - 1) return false;
   const Group<W, N> x = load_group<W, N, Cache::stream>(data + i, data_aligned);
   bool found = false;

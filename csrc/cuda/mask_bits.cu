@@ -34,6 +34,7 @@ int launch_unpack_mask(const uint32_t* bits, uint8_t* mask, int64_t numel, const
 }
 
 int launch_mask_stats(StatsEntry* entries, size_t count, const DeviceProps& props, cudaStream_t stream) {
+  for (size_t t = 0; t < count; ++t) entries[t].numel = entries[t].packed ? entries[t].count : (entries[t].count + 3) / 4;
   return each_launch(entries, count, kLargeStatsTable, [&](StatsEntry* some, size_t n) {
     return n <= kSmallStatsTable ? launch_table<kSmallStatsTable>(some, n, props, stream) : launch_table<kLargeStatsTable>(some, n, props, stream);
   });

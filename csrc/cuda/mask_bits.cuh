@@ -20,7 +20,7 @@ namespace sparsekern::cuda {
 
 constexpr int kPackBlocksPerSm = 5, kStatsBlocksPerSm = 4;
 constexpr int kPackUnroll = 4;  // groups of 16 elements of a thread
-constexpr int kSmallStatsTable = 80, kLargeStatsTable = 816;
+constexpr int kSmallStatsTable = 80, kLargeStatsTable = 672;
 
 template <int capacity>
 struct StatsTable {
@@ -105,11 +105,12 @@ __device__ __forceinline__ void count_word(unsigned a, unsigned b, Counts& count
   counts.both += __popc(a & b);
 }
 
-// One piece by the whole block, in groups of 16 bytes, two at a time.
+// Words begin .. end by the whole block, in groups of 16 bytes, four at a time.
 template <bool packed>
 __device__ __forceinline__ void count_piece(const StatsEntry& e, int64_t begin, int64_t end, Counts& counts) {
   using T = std::conditional_t<packed, uint32_t, uint8_t>;
-  constexpr int N = 16 / sizeof(T), U = 2;
+  constexpr int N = 16 / sizeof(T), U = 4;
+  if (!packed) begin *= 4, end = min(end * 4, e.count);
   const T *a = static_cast<const T*>(e.a) + begin, *b = e.b ? static_cast<const T*>(e.b) + begin : nullptr;
   const bool a_aligned = is_aligned(a, 16), b_aligned = is_aligned(b, 16);
   const int count = static_cast<int>(end - begin), groups = count / N, self = static_cast<int>(threadIdx.x);

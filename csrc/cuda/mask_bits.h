@@ -7,9 +7,10 @@ namespace sparsekern::cuda {
 struct StatsEntry {
   const void *a, *b;  // b is null without a second list
   int64_t* row;       // four counts, zeroed by the caller; the kernel adds
-  int64_t numel;      // of bytes, or of words when packed; > 0
-  int32_t first;      // filled in by the launcher
+  int64_t count;      // of bytes, or of words when packed; > 0
   bool packed;
+  int32_t first;  // this and the next: filled in by the launcher
+  int64_t numel;  // of words, or of four bytes
 };
 
 // `mask` has `numel` bytes, `bits` ceil(numel / 32) words; numel > 0. Returns a cudaError_t; needs no workspace.

@@ -53,7 +53,8 @@ at::Tensor mask_stats_cuda(at::TensorList a, std::optional<at::TensorList> secon
   at::Tensor stats = at::zeros({static_cast<int64_t>(a.size()), 4}, at::TensorOptions().dtype(at::kLong).device(device));
   std::vector<cuda::StatsEntry> entries;
   for (size_t i = 0; i < lists.size(); ++i)
-    if (const StatsView& x = lists[i]; x.numel != 0) entries.push_back({x.a, x.b, stats.mutable_data_ptr<int64_t>() + 4 * i, x.numel, 0, x.packed});
+    if (const StatsView& x = lists[i]; x.numel != 0)
+      entries.push_back({x.a, x.b, stats.mutable_data_ptr<int64_t>() + 4 * i, x.numel, x.packed, 0, 0});
   if (!entries.empty())
     SK_CUDA_CHECK(op, cuda::launch_mask_stats(entries.data(), entries.size(), cuda::device_props(op, device), cuda::current_stream(op, device)));
   return stats;

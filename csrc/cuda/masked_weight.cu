@@ -8,7 +8,7 @@ namespace {
 
 template <class F, class O, int capacity>
 int launch_table(WeightEntry* entries, size_t count, const DeviceProps& props, cudaStream_t stream) {
-  const ListPlan plan = plan_list(entries, count, props, kWeightBlocksPerSm<F, O>);
+  const ListPlan plan = plan_list(entries, count, props, kWeightBlocksPerSm);
   WeightTable<capacity> table;
   std::copy_n(entries, count, table.entry);
   const auto kernel = &masked_weight_kernel<F, O, capacity>;

@@ -101,12 +101,40 @@ __device__ __forceinline__ unsigned bit_group(const uint32_t* words, int i) {
   return bits & ((1u << N) - 1);
 }
 
-// The same of a mask of either form; all ones without one.
-template <MaskKind kind, int N>
-__device__ __forceinline__ unsigned mask_group(const void* mask, int i, bool aligned) {
-  if (kind == MaskKind::bools) return bool_group<N>(static_cast<const uint8_t*>(mask), i, aligned);
-  if (kind == MaskKind::bits) return bit_group<N>(static_cast<const uint32_t*>(mask), i);
-  return (1u << N) - 1;
+// The mask of N elements as it lies in memory, to be asked for several times before the first is looked at: bits that are
+// made at once, as above, wait for each load in turn.
+struct RawMask {
+  unsigned low, high;  // bytes of N bools; or the word that N bits begin in, and the next where they go on there
+};
+
+template <int N>
+__device__ __forceinline__ RawMask load_mask(MaskKind kind, const void* mask, int i, bool aligned) {
+  static_assert(N == 1 || N == 4 || N == 8);
+  RawMask raw = {0, 0};
+  if (kind == MaskKind::bools) {
+    const uint8_t* bytes = static_cast<const uint8_t*>(mask) + i;
+    if (N > 1 && aligned) {
+      raw.low = *reinterpret_cast<const unsigned*>(bytes);
+      if (N == 8) raw.high = *reinterpret_cast<const unsigned*>(bytes + 4);
+    } else {
+#pragma unroll
+      for (int k = 0; k < N; ++k) (k < 4 ? raw.low : raw.high) |= static_cast<unsigned>(bytes[k]) << 8 * (k & 3);
+    }
+  } else if (kind == MaskKind::bits) {
+    const uint32_t* word = static_cast<const uint32_t*>(mask) + (i >> 5);
+    raw.low = word[0];
+    if ((i & 31) + N > 32) raw.high = word[1];
+  }
+  return raw;
+}
+
+// The N bits of it; all ones without a mask.
+template <int N>
+__device__ __forceinline__ unsigned mask_bits(MaskKind kind, RawMask raw, int i) {
+  constexpr unsigned all = (1u << N) - 1;
+  if (kind == MaskKind::bools) return (bytes_to_bits(raw.low) | (N == 8 ? bytes_to_bits(raw.high) << 4 : 0)) & all;
+  if (kind == MaskKind::bits) return static_cast<unsigned>((raw.low | static_cast<uint64_t>(raw.high) << 32) >> (i & 31)) & all;
+  return all;
 }
 
 }  // namespace sparsekern::cuda

@@ -32,6 +32,11 @@ void check(const char* name, const Shape& s, bool last, bool is_signed, size_t p
   a.taps = window ? s.taps_h * s.taps_w : 1, a.kernel_w = window ? s.taps_w : 1;
   a.out_h = window ? high : 1, a.out_w = window ? wide : s.height * s.width, a.height = s.height, a.width = window ? s.width : a.out_w;
   a.stride_h = a.stride_w = s.stride, a.padding_h = a.padding_w = s.padding, a.dilation_h = a.dilation_w = s.dilation;
+  const ActivityPlan plan = plan_activity(a, dtype_of<T>);
+  if (plan.chunk > kMostPositions || plan.chunk * plan.chunks < a.positions || plan.chunk * (plan.chunks - 1) >= a.positions) {
+    std::printf("%s: a plan of %d positions for %lld\n", name, plan.chunk, static_cast<long long>(a.positions));
+    std::exit(1);
+  }
   const std::vector<T> x = values<T>(static_cast<size_t>(a.image) * s.images);
   const int64_t seed = -123456789012345;
   const size_t outputs = static_cast<size_t>(a.features) * a.taps;

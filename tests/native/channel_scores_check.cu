@@ -104,6 +104,32 @@ void check_type() {
   }
 }
 
+// ResNet-50's 54 weights over 132 SMs: every row once, and the blocks level.
+void check_plan() {
+  std::vector<ScoreEntry> entries;
+  const auto weight = [&](int32_t rows, int64_t size) { entries.push_back({nullptr, nullptr, nullptr, nullptr, size, rows, 0, {}, {}}); };
+  weight(64, 147), weight(1000, 2048);
+  int32_t in = 64, blocks[] = {3, 4, 6, 3};
+  for (int stage = 0; stage < 4; ++stage)
+    for (int32_t k = 0, width = 64 << stage; k < blocks[stage]; ++k, in = 4 * width) {
+      weight(width, in), weight(width, 9 * width), weight(4 * width, width);
+      if (k == 0) weight(4 * width, in);
+    }
+  const ScorePlan plan = plan_scores(entries.data(), entries.size(), {132}, kScoreBlocksPerSm);
+  std::vector<int64_t> load(plan.grid, 0);
+  int64_t total = 0, tile = 0;
+  for (const ScoreEntry& e : entries)
+    for (int32_t row = 0; row < e.rows; row += score_rows(e.row_size), ++tile) {
+      const int64_t elements = std::min<int64_t>(score_rows(e.row_size), e.rows - row) * e.row_size;
+      load[tile % plan.grid] += elements, total += elements;
+    }
+  const double level = static_cast<double>(total) / plan.grid / *std::max_element(load.begin(), load.end());
+  if (entries.size() != 54 || total != 25502912 || tile != plan.tiles || level < 0.93) {
+    std::printf("plan: %zu weights, %lld elements, %.1f%% of ideal\n", entries.size(), static_cast<long long>(total), 100 * level);
+    std::exit(1);
+  }
+}
+
 #ifdef __CUDACC__
 // 50 weights of [512, 4096].
 void bench() {
@@ -133,6 +159,7 @@ int main(int argc, char** argv) {
 #endif
     return 0;
   }
+  check_plan();
   check_type<float>();
   check_type<__nv_bfloat16>();
   check_type<__half>();

@@ -58,14 +58,14 @@ void check_stats(const std::vector<size_t>& sizes, bool two) {
       want[4 * t] += in_a, want[4 * t + 1] += in_b, want[4 * t + 2] += in_a && in_b, want[4 * t + 3] += two && in_a != in_b;
     }
     if (a.empty()) continue;  // the binding drops empty tensors
-    StatsEntry e = {nullptr, nullptr, stats.get() + 4 * t, static_cast<int64_t>(a.size()), 0, t % 2 == 1};
+    StatsEntry e = {nullptr, nullptr, stats.get() + 4 * t, static_cast<int64_t>(a.size()), t % 2 == 1, 0, 0};
     for (const void** at : {&e.a, &e.b}) {
       const std::vector<uint8_t>& mask = at == &e.a ? a : b;
       if (at == &e.b && !two) continue;
       if (e.packed) words.push_back(std::make_unique<Device<uint32_t>>(words_of(mask), t % 3)), *at = words.back()->get();
       else bytes.push_back(std::make_unique<Device<uint8_t>>(mask, t % 5)), *at = bytes.back()->get();
     }
-    if (e.packed) e.numel = (e.numel + 31) / 32;
+    if (e.packed) e.count = (e.count + 31) / 32;
     entries.push_back(e);
   }
   REQUIRE_CUDA(launch_mask_stats(entries.data(), entries.size(), {1}, nullptr));
@@ -90,9 +90,9 @@ void bench() {
   const auto size = static_cast<int64_t>(n);
   report("pack_mask", "100M", median_us([&] { return launch_pack_mask(bytes.get(), words.get(), size, props, nullptr); }), n * 1.125);
   report("unpack_mask", "100M", median_us([&] { return launch_unpack_mask(words.get(), bytes.get(), size, props, nullptr); }), n * 1.125);
-  StatsEntry e = {bytes.get(), bytes.get(), stats.get(), size, 0, false};
+  StatsEntry e = {bytes.get(), bytes.get(), stats.get(), size, false, 0, 0};
   report("mask_stats", "100M bools, two lists", median_us([&] { return launch_mask_stats(&e, 1, props, nullptr); }), n * 2.0);
-  e = {words.get(), words.get(), stats.get(), size / 32, 0, true};
+  e = {words.get(), words.get(), stats.get(), size / 32, true, 0, 0};
   report("mask_stats", "100M bits, two lists", median_us([&] { return launch_mask_stats(&e, 1, props, nullptr); }), n * 0.25);
 }
 #endif
