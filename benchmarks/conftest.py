@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from tables import Table, Target
+from race_tables import Table, Target
 
 from sparsekern._native import native
 

@@ -36,23 +36,23 @@ def selects(lab: Lab, label: str, scores, k: list[int], want, packed: bool = Fal
                 equal(got, bits_of(expected) if packed else expected)
         return {"run": lambda: f(scores, k, packed=packed, **options), "check": check}
     # One read and the mask: what the fastest path can reach.
-    return lab.ours(label, "topk_mask.int_k", make, hbm=(4 + (0.125 if packed else 1)) * elements)
+    return lab.ours(label, "topk_mask.int_k", make, hbm=(scores[0].itemsize + (0.125 if packed else 1)) * elements)
 
 
-def flat(millions: float, percent: float, peers: bool):
+def flat(millions: float, percent: float, peers: bool, dtype: torch.dtype = torch.float32):
     def build(lab: Lab) -> dict:
         n = lab.size(int(millions * 1e6), 3001)
-        x = lab.randn(n)
+        x = lab.randn(n).to(dtype)
         k = max(1, round(n * percent / 100))
         want = reference([x], [k], global_=True)
-        hint = torch.quantile(x[:100_000].abs(), 1 - percent / 100).view(1)
+        hint = torch.quantile(x[:100_000].abs().float(), 1 - percent / 100).view(1).to(dtype)
         rows = (selects(lab, "sparsekern", [x], [k], want, global_=True) | selects(lab, "sparsekern bits", [x], [k], want, True, global_=True)
                 | selects(lab, "sparsekern with hint", [x], [k], want, global_=True, hint=hint))
         if not peers:
             return rows
         # Among equal scores at the threshold torch keeps what it likes, so the number is checked and not the places.
         def count(mask):
-            assert abs(int(mask.sum()) - k) <= max(3, k // 1000), f"{int(mask.sum())} selected, expected {k}"
+            assert abs(int(mask.sum()) - k) <= max(3, k // (1000 if dtype == torch.float32 else 4)), f"{int(mask.sum())} selected, expected {k}"
 
         def topk():
             return torch.zeros(n, dtype=torch.bool, device=x.device).scatter_(0, torch.topk(x.abs(), k, sorted=False).indices, True)
@@ -159,4 +159,5 @@ CASES = [
     Case("topk_mask", "10,000 segments of 1K, k = 10%", many),
     Case("prune_regrow_", "ResNet-50, 54 tensors, 90% sparse, 30% exchanged", regrow),
     *[Case("topk_mask", f"25.6M global, k = {percent}%", flat(25.6, percent, True), rank=2, targets=PEERS) for percent in (1, 2, 50)],
+    Case("topk_mask", "25.6M global, k = 10%, bf16", flat(25.6, 10, True, torch.bfloat16), rank=2, targets=PEERS[:1]),
 ]

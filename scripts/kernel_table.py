@@ -10,6 +10,7 @@ include the kernel's source and run under csrc/simt, and the files of tests/cuda
 interpreter. "Run on a GPU" is the commit at which results/gpu-test.json saw one of its programs or test files pass.
 """
 import argparse
+import functools
 import importlib
 import json
 import re
@@ -23,8 +24,10 @@ import check_cuda_resources as cuda  # noqa: E402
 
 ROOT = cuda.ROOT
 CSRC, TESTS = ROOT / "csrc", ROOT / "tests"
+DECLARED = r"^\w[\w:<>]* (launch_\w+)\("          # a launcher's name behind its type: declared or defined
 
 
+@functools.cache
 def included(path: Path) -> set[Path]:
     """The file and what it includes of csrc, however deep."""
     found, todo = set(), [path]
@@ -47,11 +50,22 @@ def homes() -> dict[str, Path]:
     return found
 
 
+@functools.cache
+def uses(source: Path) -> set[str]:
+    """The launchers that a source names, itself or in a header of csrc/cuda with code in it; a declaration is no use."""
+    texts = [p.read_text() for p in included(source) if p.parent.name == "cuda" and p.suffix != ".cuh"]
+    return {name for text in texts for name in re.findall(r"\blaunch_\w+", re.sub(rf"{DECLARED}[^;{{]*", "", text, flags=re.MULTILINE))}
+
+
+@functools.cache
 def ops_of(home: Path) -> set[str]:
-    """Names of the ops whose bindings launch what this file defines."""
-    sources = [p for p in (CSRC / "cuda").glob("*.cu") if home in included(p)]
-    headers = {h for p in sources for h in included(p) if h.suffix == ".h" and h.parent.name == "cuda" and p.stem.startswith(h.stem)}
-    bindings = [p for p in (CSRC / "cuda").glob("*_op.cpp") if headers & included(p)]
+    """Names of the ops whose bindings launch what this file defines, also by way of other launchers."""
+    public = {name for p in (CSRC / "cuda").glob("*.h") for name in re.findall(DECLARED, p.read_text(), re.MULTILINE)}
+    sources = {p: (public & set(re.findall(DECLARED, p.read_text(), re.MULTILINE)), uses(p)) for p in (CSRC / "cuda").glob("*.cu")}
+    launchers = {name for p, (defined, _) in sources.items() if home in included(p) for name in defined}
+    while more := {name for defined, used in sources.values() if used & launchers for name in defined} - launchers:
+        launchers |= more
+    bindings = [p for p in (CSRC / "cuda").glob("*_op.cpp") if uses(p) & launchers]
     return {name.partition(".")[0] for p in bindings for name in re.findall(r'\bimpl\("([\w.]+)"', p.read_text())}
 
 
@@ -60,9 +74,7 @@ def named(text: str, words: set[str]) -> bool:
 
 
 def emulated(home: Path) -> list[str]:
-    run_by_tests = (TESTS / "test_simt.py").read_text()
-    programs = [p for p in sorted((TESTS / "native").glob("*_check.cu"))
-                if home in included(p) and named(run_by_tests, {p.stem, p.stem.removesuffix("_check")})]
+    programs = [p for p in sorted((TESTS / "native").glob("*_check.cu")) if home in included(p)]
     ops = ops_of(home)
     files = [p for p in sorted((TESTS / "cuda").glob("test_*.py")) if named(p.read_text(), ops) or (ops and "op_names" in p.read_text())]
     return [str(p.relative_to(ROOT)) for p in programs + files]
@@ -107,7 +119,7 @@ def cuda_rows(afresh: bool, runs: dict[str, str]) -> list[dict]:
     for base, row in found.items():
         home = where.get(base)
         proofs = emulated(home) if home else []
-        row |= {"source": str(home.relative_to(ROOT)) if home else "?", "variants": len(row["variants"]), "targets": dict(row["targets"]),
+        row |= {"source": str(home.relative_to(ROOT)) if home else "a library", "variants": len(row["variants"]), "targets": dict(row["targets"]),
                 "emulated": proofs, "gpu": on_a_gpu(runs, proofs + (gpu_tests(ops_of(home)) if home else []))}
     return sorted(found.values(), key=lambda row: (row["source"], row["kernel"]))
 
@@ -140,7 +152,7 @@ def triton_rows(runs: dict[str, str]) -> list[dict]:
 def markdown(rows: list[dict], command: str) -> str:
     targets = sorted({target for row in rows for target in row["targets"]})
     count = {kind: sum(row["kind"] == kind for row in rows) for kind in ("CUDA", "Triton")}
-    absent = [row["kernel"] for row in rows if row["kind"] == "CUDA" and not row["emulated"]]
+    absent = [row["kernel"] for row in rows if row["kind"] == "CUDA" and not row["emulated"] and row["source"] != "a library"]
     run = sum(row["gpu"] != "not yet" for row in rows)
     lines = ["# GPU kernels", "", f"`{command}`: {count['CUDA']} CUDA and {count['Triton']} Triton kernels; {run} of them have run on a GPU. "
              "Registers and bytes of shared memory are the most of any variant; shared memory is what the binary states.", "",

@@ -173,6 +173,11 @@ def _tasks(draw):
     """Gradients of three tasks, the second against the first."""
     first, noise, third = _floats(draw), _floats(draw), _floats(draw)
     return first + [b - a for a, b in zip(first, noise)] + third
+def _channels(draw):
+    shapes = [(33, 5), (7, 1025), (2, 3, 5, 7), (0, 4), (6,)]
+    first, second = _masks(draw, shapes), _masks(draw, shapes)
+    first[1], second[2] = ops.pack_mask(first[1]), torch.empty(0, dtype=torch.bool)
+    return [[torch.randn(shape, generator=draw) for shape in shapes], first, second], {"beta": 0.75}
 
 
 def _packed(draw):
@@ -231,6 +236,16 @@ def _pattern(draw, op):
             "coo_sddmm": ([rows, cols, torch.tensor(900), a, b], {})}[op]
 
 
+def _nm(draw, *, packed: bool):
+    """A [37, 96] matrix with 2 of 8 kept; or what nm_pack makes of it, a dense operand and a bias."""
+    x = torch.randn(37, 96, generator=draw)
+    x = torch.where(ops.nm_mask(x, 2, 8), x, 0.0)
+    if not packed:
+        return [x, 2, 8], {}
+    b, bias = torch.randn(96, 45, generator=draw), torch.randn(37, generator=draw)
+    return [*ops.nm_pack(x, 2, 8), b, 2, 8, 96], {"bias": bias}
+
+
 _SEED = torch.tensor(7)
 _K = [20, 1, 300, 0, 0]
 MAKERS: dict[str, Callable[[torch.Generator], tuple[list, dict]]] = {
@@ -241,6 +256,7 @@ MAKERS: dict[str, Callable[[torch.Generator], tuple[list, dict]]] = {
     "mask_stats": lambda draw: ([_masks(draw), _masks(draw)], {}),
     "masked_weight": lambda draw: ([_floats(draw)[0], _masks(draw)[0]], {}),
     "masked_weight.list": lambda draw: ([_floats(draw), _masks(draw)], {}),
+    "channel_scores": _channels,
     "is_clean": lambda draw: ([_floats(draw), _floats(draw), _masks(draw)], {}),
     "masked_sgd_": lambda draw: _update(draw, projected=False, tensor_lr=False),
     "masked_sgd_.tensor_lr": lambda draw: _update(draw, projected=False, tensor_lr=True),
@@ -259,6 +275,11 @@ MAKERS: dict[str, Callable[[torch.Generator], tuple[list, dict]]] = {
     "select_threshold.int_k": lambda draw: ([_floats(draw), [400]], {"global_": True}),
     "prune_regrow_": lambda draw: _prune(draw, torch.tensor([9, 40, 0])),
     "prune_regrow_.int_k": lambda draw: _prune(draw, [9, 40, 0]),
+    "nm_mask": lambda draw: ([torch.randn(33, 70, generator=draw), 2, 4], {}),
+    "nm_apply_": lambda draw: ([torch.randn(5, 13, 7, generator=draw), 3, 8], {"dim": 1}),
+    "nm_mask_transposable": lambda draw: ([torch.randn(12, 268, generator=draw)], {}),
+    "nm_pack": lambda draw: _nm(draw, packed=False),
+    "nm_spmm": lambda draw: _nm(draw, packed=True),
     "activity": lambda draw: ([torch.randn(2, 3, 9, 7, generator=draw)],
                               {"signed": True, "seed": _SEED, "kernel_size": [3, 3], "stride": [2, 1], "padding": [1, 1]}),
     "sample_product": lambda draw: ([*_sparse(draw, samples=False)[:2], 500], {"seed": _SEED}),

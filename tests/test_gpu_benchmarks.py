@@ -13,8 +13,9 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu_race  # noqa: E402
+import gpu_timer  # noqa: E402
 from gpu_race import Case, Contender, Host, Lab, Race, Yardsticks, agrees, equal  # noqa: E402
-from tables import Overall, Table, Target  # noqa: E402
+from race_tables import Overall, Table, Target  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning")
 LOADED = {family: gpu_race.load(family) for family in (*gpu_race.FAMILIES, gpu_race.TRAINING)}
@@ -43,7 +44,7 @@ def test_every_kind_of_case_runs(case):
         # The CPU lacks bf16 in some of torch's sparse products.
         assert "void" not in row or "does not run" in row["void"] and row["name"].startswith("torch"), row
         assert "void" in row or row["median_ms"] > 0 and row["implementation"]
-    names = {row["name"] for row in table.rows}
+    names = {row["name"] for row in table.rows} | {"sparsekern staged"}         # one algorithm of the CUDA kernels
     for target in case.targets:
         assert {target.left, target.right} - {""} <= names, f"{target}: no such row among {sorted(names)}"
     json.dumps(table.record())
@@ -82,6 +83,13 @@ def test_targets_over_several_tables():
     assert geometric.verdicts() == ["met: ours >= 3.0x as fast as peer: 4.00x"] and geometric.shape == "all fp32: geometric mean of 2 out of 3"
     assert Overall("op", "fp32", Target("ours", ">=", 3.0, "peer")).table(tables).verdicts() == ["MISSED: ours >= 3.0x as fast as peer: 2.00x"]
     assert Overall("other", "", Target("ours", ">=", 3.0, "peer")).table(tables).verdicts() == ["not run: ours >= 3.0x as fast as peer"]
+
+
+def test_the_choice_of_an_algorithm_is_judged():
+    import gpu_csr
+    table = Table("csr_spmm", "", rows=[{"name": name, "median_ms": ms} for name, ms in (
+        ("sparsekern", 3.0), ("sparsekern scalar", 4.0), ("sparsekern staged", 2.0), ("sparsekern transposed", 1.0), ("dense tf32", 0.5))])
+    assert gpu_csr.choice(table) == ["auto takes 1.50x the time of the best algorithm, staged"] and gpu_csr.choice(Table("csr_spmm", "")) == []
 
 
 def test_floor_is_the_longest_of_its_terms():
@@ -179,9 +187,9 @@ def test_gpu_timer_replays_what_can_be_captured(monkeypatch):
         "sparsekern": Contender(lambda: calls.append("ours"), hbm=1e3, reset=lambda: calls.append("reset")),
         "waits": Contender(waits), "never captured": Contender(lambda: calls.append("never"), graph=False)}))
     assert [row["timed"] for row in table.rows] == ["graph", "events", "events"]
-    assert all(row["rounds"] == gpu_race.ROUNDS for row in table.rows)
+    assert all(row["rounds"] == gpu_timer.ROUNDS for row in table.rows)
     # The check, two to warm up, the capture, ten eager ones; every timed one was a replay.
-    assert calls.count("ours") == 14 and Pretended.replays == 1 + gpu_race.ROUNDS + gpu_race.WARM_UP + 10
+    assert calls.count("ours") == 14 and Pretended.replays == 1 + gpu_timer.ROUNDS + gpu_timer.WARM_UP + 10
     assert table.rows[0]["bound"] == "memory" and table.rows[0]["floor_ms"] == pytest.approx(1e-3) and table.rows[1]["share"] is None
 
 

@@ -118,6 +118,20 @@ def test_bench_keeps_what_programs_and_races_measured(pretended, monkeypatch):
     assert next(row for row in record["rows"] if row["name"] == "good_check --bench")["measured"] == [{"op": 1}]
 
 
+def test_a_race_that_crashes_leaves_what_it_had(pretended, monkeypatch, capsys):
+    found = {"yardsticks": {}, "tables": [
+        {"op": "csr_spmm", "shape": "64", "rows": [{"name": "torch CSR", "void": "no bf16"}], "notes": [],
+         "verdicts": ["MISSED: a: 0.5x", "met: b: 2x"]},
+        {"op": "later", "shape": "", "rows": [], "verdicts": ["not run on a GPU yet: c"], "notes": [gpu.LEFT_OUT]}]}
+    (pretended.folder / "benchmarks").mkdir()
+    (pretended.folder / "benchmarks/gpu_race.py").write_text(
+        f"import pathlib, sys\npathlib.Path(sys.argv[sys.argv.index('--report') + 1]).write_text({json.dumps(found)!r})\nsys.exit(1)\n")
+    row, tables = gpu.race("csr", gpu.Clock(60), 30)
+    assert not row["ok"] and row["note"] == "1 met, 1 MISSED, 1 not run, 1 tables left out (time)" and tables == found
+    said = capsys.readouterr().out
+    assert "csr_spmm, 64: torch CSR: no bf16" in said and "csr_spmm, 64: MISSED: a: 0.5x" in said and "met: b" not in said
+
+
 def test_tests_run_file_by_file_and_a_file_that_ran_nothing_fails(pretended, monkeypatch):
     folder = pretended.folder / "tests"
     folder.mkdir()
@@ -130,6 +144,12 @@ def test_tests_run_file_by_file_and_a_file_that_ran_nothing_fails(pretended, mon
     assert rows["tests/test_one.py"]["ok"] and rows["tests/test_one.py"]["counts"] == {"tests": 1, "failures": 0, "errors": 0, "skipped": 0}
     assert not rows["tests/test_two.py"]["ok"] and rows["tests/test_two.py"]["note"].endswith("nothing ran")
     assert not rows["tests/test_three.py"]["ok"] and rows["tests/test_three.py"]["counts"]["failures"] == 1
+
+
+def test_late_tests_are_left_out():
+    command = [sys.executable, "-m", "pytest", ROOT / "tests/test_layering.py", "-q", "-p", "no:cacheprovider", "--seconds=-1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0 and "left out (time)" in done.stdout and "passed" not in done.stdout, done.stdout + done.stderr
 
 
 def test_short_training_run_reports_its_accuracy(tmp_path):

@@ -39,7 +39,7 @@ def test_emulator(program, seed):
     assert run(program("simt_check.cpp"), seed).endswith("ok\n")
 
 
-@pytest.mark.parametrize("seed", ["0", "1", "12345"])
+@pytest.mark.parametrize("seed", ["0", "12345"])
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "tests/native").glob("*_check.cu")))
 def test_kernels(program, name, seed):
     assert run(program(name), seed).startswith("ok: ")

@@ -7,21 +7,11 @@
 #include <vector>
 
 #include "common/check.h"
+#include "common/float_types.h"
 
 namespace sparsekern {
 
 constexpr const char* kMaskedWeight = "masked_weight";
-
-// Calls fn(T{}) for a supported type.
-template <class Fn>
-void for_float(at::ScalarType type, const char* name, const Fn& fn) {
-  using at::ScalarType;
-  if (type == ScalarType::Float) return fn(float{});
-  if (type == ScalarType::BFloat16) return fn(c10::BFloat16{});
-  if (type == ScalarType::Half) return fn(c10::Half{});
-  if (type == ScalarType::Double) return fn(double{});
-  TORCH_CHECK_TYPE(false, kMaskedWeight, ": ", name, ": expected float32, bfloat16, float16 or float64, got ", type);
-}
 
 struct WeightView {
   const void* from = nullptr;
@@ -47,8 +37,8 @@ class WeightLists {
   at::Tensor prepare(size_t i, const at::Tensor& weight, const at::Tensor& mask, std::optional<at::ScalarType> dtype, WeightView& view) {
     view.from_type = weight.scalar_type();
     view.to_type = dtype.value_or(view.from_type);
-    for_float(view.from_type, "weights", [](auto) {});
-    for_float(view.to_type, "dtype", [](auto) {});
+    for_float(kMaskedWeight, "weights", view.from_type, [](auto) {});
+    for_float(kMaskedWeight, "dtype", view.to_type, [](auto) {});
     at::Tensor to = at::empty_like(weight, weight.options().dtype(view.to_type));
     at::Tensor source = weight;
     const bool packed = mask.numel() != 0 && mask.scalar_type() == at::kInt;  // goes with row-major weights only; mask_view says so

@@ -7,8 +7,8 @@
 #include <optional>
 #include <vector>
 
+#include "common/activity_args.h"
 #include "common/philox.h"
-#include "cpu/activity_types.h"
 
 #define SK_KERNEL_FILE "cpu/activity.h"
 #include "cpu/for_each_isa.h"
@@ -16,7 +16,6 @@
 namespace sparsekern {
 namespace {
 
-constexpr const char* kOp = "activity";
 constexpr int64_t kRows = 256;           // rows of one partial sum
 constexpr int64_t kFeatureBlock = 1024;  // sums that stay in the first-level cache
 constexpr int64_t kGroups = 64;          // groups of images: enough for many threads, few enough to add up at no cost
@@ -39,24 +38,6 @@ std::vector<A> signs_of(uint64_t seed, int64_t offset, int64_t count) {
     }
   });
   return sign;
-}
-
-// x as [images, length, features] without a copy: leading dimensions are merged where one stride serves both.
-std::optional<ActivityView> view_of(const at::Tensor& x) {
-  std::vector<std::pair<int64_t, int64_t>> lead;  // size, stride
-  for (int64_t d = 0; d + 1 < x.dim(); ++d) {
-    if (x.size(d) == 1) continue;
-    if (!lead.empty() && lead.back().second == x.stride(d) * x.size(d)) lead.back() = {lead.back().first * x.size(d), x.stride(d)};
-    else lead.emplace_back(x.size(d), x.stride(d));
-  }
-  if (lead.size() > 2) return std::nullopt;
-  ActivityView v;
-  v.features = x.size(-1), v.feature = x.stride(-1);
-  v.images = lead.size() == 2 ? lead[0].first : 1, v.image = lead.size() == 2 ? lead[0].second : 0;
-  v.length = lead.empty() ? 1 : lead.back().first, v.step = lead.empty() ? 0 : lead.back().second;
-  if (v.features == 1) v.feature = 1;
-  if (v.feature == 1 || v.step == 1) return v;
-  return std::nullopt;
 }
 
 // out[f] = the sum of partial[g][f] over the groups, in order.
@@ -147,33 +128,6 @@ void windowed(const T* x, int64_t images, int64_t channels, const ActivityWindow
   add_up(partial, groups.count(), channels * taps, out);
 }
 
-using Pair = std::array<int64_t, 2>;
-
-Pair pair_of(const char* name, at::IntArrayRef given, int64_t fallback, int64_t least) {
-  if (given.empty()) return {fallback, fallback};
-  TORCH_CHECK_VALUE(given.size() == 2 && given[0] >= least && given[1] >= least, kOp, ": ", name, ": expected two numbers >= ", least, ", got ",
-                    given);
-  return {given[0], given[1]};
-}
-
-ActivityWindow window_of(const at::Tensor& x, at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
-                         at::IntArrayRef dilation) {
-  TORCH_CHECK_VALUE(x.dim() == 4, kOp, ": x: expected [N, C, H, W] with kernel_size, got shape ", x.sizes());
-  ActivityWindow w;
-  w.kernel = pair_of("kernel_size", kernel_size, 1, 1);
-  w.stride = pair_of("stride", stride, 1, 1);
-  w.padding = pair_of("padding", padding, 0, 0);
-  w.dilation = pair_of("dilation", dilation, 1, 1);
-  for (int i = 0; i < 2; ++i) {
-    w.input[i] = x.size(2 + i);
-    const int64_t room = w.input[i] + 2 * w.padding[i] - w.dilation[i] * (w.kernel[i] - 1) - 1;
-    w.output[i] = room < 0 ? -((-room + w.stride[i] - 1) / w.stride[i]) + 1 : room / w.stride[i] + 1;
-  }
-  TORCH_CHECK_VALUE(w.output[0] >= 0 && w.output[1] >= 0, kOp, ": kernel_size: expected a window that fits the padded input [", w.input[0], ", ",
-                    w.input[1], "], got an output of [", w.output[0], ", ", w.output[1], "]");
-  return w;
-}
-
 template <class T, class O>
 void run(const at::Tensor& x, const ActivityWindow* w, const std::optional<uint64_t>& seed, int64_t offset, O* out) {
   using A = Arith<T>;
@@ -182,31 +136,22 @@ void run(const at::Tensor& x, const ActivityWindow* w, const std::optional<uint6
   const A* signs = seed ? sign.data() : nullptr;
   if (positions == 0 || x.numel() == 0) return;
   if (w) return windowed(x.contiguous().const_data_ptr<T>(), x.size(0), x.size(1), *w, signs, out);
-  if (const auto v = view_of(x)) return flat(x.const_data_ptr<T>(), *v, signs, out);
+  if (const auto v = view_of(x); v && (v->feature == 1 || v->step == 1)) return flat(x.const_data_ptr<T>(), *v, signs, out);
   const at::Tensor dense = x.contiguous();
   flat(dense.const_data_ptr<T>(), *view_of(dense), signs, out);
 }
 
 at::Tensor activity_cpu(const at::Tensor& x, bool is_signed, const std::optional<at::Tensor>& seed, int64_t offset, at::IntArrayRef kernel_size,
                         at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation) {
+  const bool in_window = !kernel_size.empty();
+  check_activity(x, is_signed, seed, offset, in_window);
+  std::optional<uint64_t> key;
+  if (is_signed) key = static_cast<uint64_t>(*seed->const_data_ptr<int64_t>());
+  ActivityWindow window;
+  if (in_window) window = window_of(x, kernel_size, stride, padding, dilation);
+  const ActivityWindow* w = in_window ? &window : nullptr;
   using at::ScalarType;
   const ScalarType type = x.scalar_type();
-  TORCH_CHECK_TYPE(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half || type == ScalarType::Double, kOp,
-                   ": x: expected float32, bfloat16, float16 or float64, got ", type);
-  std::optional<uint64_t> key;
-  if (is_signed) {
-    TORCH_CHECK_VALUE(seed.has_value(), kOp, ": seed: expected an int64 tensor with signed=True, got None");
-    TORCH_CHECK_TYPE(seed->scalar_type() == at::kLong, kOp, ": seed: expected int64, got ", seed->scalar_type());
-    TORCH_CHECK_VALUE(seed->numel() == 1, kOp, ": seed: expected one number, got shape ", seed->sizes());
-    TORCH_CHECK_VALUE(seed->device().is_cpu(), kOp, ": seed: expected a tensor on cpu, got ", seed->device(), "; move it with .to()");
-    key = static_cast<uint64_t>(*seed->const_data_ptr<int64_t>());
-  }
-  TORCH_CHECK_VALUE(offset >= 0 && offset <= int64_t{1} << 62, kOp, ": offset: expected a number from 0 to 2^62, got ", offset);
-  ActivityWindow window;
-  const bool in_window = !kernel_size.empty();
-  if (in_window) window = window_of(x, kernel_size, stride, padding, dilation);
-  else TORCH_CHECK_VALUE(x.dim() > 0, kOp, ": x: expected [..., features], got a scalar");
-  const ActivityWindow* w = in_window ? &window : nullptr;
   const int64_t features = in_window ? x.size(1) * window.kernel[0] * window.kernel[1] : x.size(-1);
   at::Tensor out = at::zeros({features}, type == ScalarType::Double ? at::kDouble : at::kFloat);
   if (type == ScalarType::Float) run<float>(x, w, key, offset, out.mutable_data_ptr<float>());

@@ -4,20 +4,13 @@
 // Bytes: x once. A window's unsigned sums fold the images into one plane first, so that its taps cost next to nothing; its signed
 // ones read each plane from the caches and do one multiply-add per tap and element.
 
+#include "cpu/lane_sum.h"
+
 constexpr int64_t kSumBlock = 4096;
 
 template <bool is_signed, class A>
 SK_INLINE Vec<A> add_term(Vec<A> sum, Vec<A> x, Vec<A> sign) {
   return is_signed ? fused(x, sign, sum) : sum + absolute(x);
-}
-
-template <class A>
-SK_INLINE double sum_of_lanes(Vec<A> x) {
-  A lane[16];
-  store(lane, x);
-  for (int width = 8; width; width /= 2)
-    for (int k = 0; k < width; ++k) lane[k] += lane[k + width];
-  return lane[0];
 }
 
 // ---- features side by side ----

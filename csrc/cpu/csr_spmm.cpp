@@ -42,18 +42,12 @@ int64_t threads_for(int64_t work) {
 
 namespace {
 
-// A row of a panel is two cache lines: with 4,096 rows it takes half of a second-level cache of 1 MB.
-template <class T>
-constexpr int kWidest = std::is_same_v<T, double>          ? 1
-                        : std::is_same_v<T, c10::BFloat16> ? 4
-                                                           : 2;
-
 template <class T, class N>
 void run(const Spmm<T, N>& s, int64_t rows, int64_t nnz) {
   using P = PanelOf<T>;
   const int64_t width = s.out.width;
   if (rows == 0 || width == 0) return;
-  constexpr int most = kWidest<T>;
+  constexpr int most = kPanelVectors<T>;
   const int64_t panels = (width + 16 * most - 1) / (16 * most);
   // The threads get equal shares of (panel, row) pairs, panel by panel; a row weighs its nonzeros and one more.
   const int64_t weight = nnz + rows, total = panels * weight;

@@ -3,34 +3,6 @@
 // (0 + 1) + (2 + 3) + bias, whatever the instruction set. Bound by the two cache lines that each nonzero takes from L2.
 #include "cpu/csr_panel.h"
 
-template <int V, class P>
-SK_INLINE void add_nonzero(Vec<ArithOf<P>> (&sum)[V], ArithOf<P> weight, const P* at) {
-  Vec<ArithOf<P>> b[V];
-  load_row(at, b);
-  const Vec<ArithOf<P>> w = splat(weight);
-#pragma GCC unroll 4
-  for (int v = 0; v < V; ++v) sum[v] = fused(w, b[v], sum[v]);
-}
-
-template <int V, class P, class N>
-SK_INLINE void row_product(const int32_t* col, const N* val, int64_t e, int64_t end, const P* panel, int64_t stride, Vec<ArithOf<P>> (&out)[V]) {
-  using A = ArithOf<P>;
-  Vec<A> c0[V], c1[V], c2[V], c3[V];
-#pragma GCC unroll 4
-  for (int v = 0; v < V; ++v) c0[v] = c1[v] = c2[v] = c3[v] = splat(A(0));
-  for (; e + 4 <= end; e += 4) {
-    add_nonzero(c0, static_cast<A>(val[e]), panel + col[e] * stride);
-    add_nonzero(c1, static_cast<A>(val[e + 1]), panel + col[e + 1] * stride);
-    add_nonzero(c2, static_cast<A>(val[e + 2]), panel + col[e + 2] * stride);
-    add_nonzero(c3, static_cast<A>(val[e + 3]), panel + col[e + 3] * stride);
-  }
-  if (e < end) add_nonzero(c0, static_cast<A>(val[e]), panel + col[e] * stride);
-  if (e + 1 < end) add_nonzero(c1, static_cast<A>(val[e + 1]), panel + col[e + 1] * stride);
-  if (e + 2 < end) add_nonzero(c2, static_cast<A>(val[e + 2]), panel + col[e + 2] * stride);
-#pragma GCC unroll 4
-  for (int v = 0; v < V; ++v) out[v] = (c0[v] + c1[v]) + (c2[v] + c3[v]);
-}
-
 // Rows [from, to) of the output, columns from j. `panel` holds those columns of b, `stride` elements from row to row.
 template <class T, int V, class N>
 SK_INLINE void spmm_rows(const Spmm<T, N>& s, const PanelOf<T>* panel, int64_t stride, int64_t j, int64_t from, int64_t to) {

@@ -1,4 +1,5 @@
 // Compiles SK_KERNEL_FILE once per instruction set, each time in a namespace of its own. No guard on purpose.
+#include "common/keys.h"
 #include "common/philox.h"
 #include "cpu/isa.h"
 

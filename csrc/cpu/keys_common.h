@@ -1,4 +1,4 @@
-// What the variants share: 64-bit keys (fp64 is for tests, so plain loops), and writing 16 lanes of a mask.
+// What the variants share: 64-bit keys (fp64 is for tests, so plain loops), keys from values, and writing 16 lanes of a mask.
 struct U64 {
   uint64_t v[16];
 };
@@ -55,6 +55,20 @@ SK_INLINE U64 select(Mask16 m, U64 inside, U64 outside) {
 SK_INLINE void compress(uint64_t* at, Mask16 m, U64 x) {
   for (uint32_t left = m; left; left &= left - 1) *at++ = x.v[__builtin_ctz(left)];
 }
+
+// KeyOrder (common/keys.h) over sixteen lanes.
+template <class Format>
+struct KeyLanes {
+  using Key = typename Format::Key;
+  decltype(splat(Key())) base, use_sign, flip;
+  SK_INLINE explicit KeyLanes(KeyOrder<Format> order) : base(splat(order.base)), use_sign(splat(order.use_sign)), flip(splat(order.flip)) {}
+
+  template <class Values>
+  SK_INLINE auto of(Values values) const {
+    const auto bits = bits_of(values), magnitude = bits & splat(Format::kMagnitude), minus = (spread_sign(bits) & use_sign) ^ flip;
+    return select(greater(magnitude, splat(Format::kInfinity)), splat(Key(kNaNKey)), base + ((magnitude ^ minus) - minus));
+  }
+};
 
 // Writes the mask of `count` (at most 16) elements from element `at`, a multiple of 16, in either storage form (MaskKind
 // of check.h; none: nothing is written). Packed words are written in order, and the padding of the last one is zero.

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/mask_lists.h"
+#include "cpu/mask_bits_op.h"
 #include "cpu/mask_counts.h"
 #include "cpu/pieces.h"
 
@@ -14,7 +15,6 @@
 #include "cpu/for_each_isa.h"
 
 namespace sparsekern {
-namespace {
 
 at::Tensor pack_mask_cpu(const at::Tensor& mask) {
   check_pack(mask);
@@ -25,6 +25,8 @@ at::Tensor pack_mask_cpu(const at::Tensor& mask) {
   Pieces({mask.numel()}).each([&](int64_t, int64_t, int64_t begin, int64_t end) { SK_PICK(pack_mask_piece)(from, to, begin, end); });
   return bits;
 }
+
+namespace {
 
 at::Tensor unpack_mask_cpu(const at::Tensor& bits, at::IntArrayRef shape) {
   const int64_t numel = check_unpack(bits, shape);

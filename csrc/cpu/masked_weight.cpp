@@ -22,8 +22,8 @@ std::vector<at::Tensor> masked_weight_list_cpu(at::TensorList weights, at::Tenso
   for (size_t i = 0; i < lists.size(); ++i) numel.push_back(lists[i].numel);
   Pieces(std::move(numel)).each([&](int64_t, int64_t t, int64_t begin, int64_t end) {
     const WeightView& e = lists[t];
-    for_float(e.from_type, "weights", [&](auto from) {
-      for_float(e.to_type, "dtype", [&](auto to) {
+    for_float(kMaskedWeight, "weights", e.from_type, [&](auto from) {
+      for_float(kMaskedWeight, "dtype", e.to_type, [&](auto to) {
         using T = decltype(from);
         using O = decltype(to);
         SK_PICK(masked_weight_piece<T, O>)(static_cast<const T*>(e.from), static_cast<O*>(e.to), e.mask, begin, end);

@@ -3,21 +3,6 @@
 // Bytes per element: weight read, out written, mask: 8 + 1 (bool) or 8 + 1/8 (bits) in fp32; bandwidth-bound.
 // Equal types only move bits, so a NaN that is kept keeps its payload, and 16-bit types need no conversion.
 
-template <class T>
-SK_INLINE void keep_lanes(const T* from, T* to, Mask16 inside, int count) {
-  if constexpr (sizeof(T) == 2) {
-    const auto* source = reinterpret_cast<const uint16_t*>(from);
-    auto* target = reinterpret_cast<uint16_t*>(to);
-    uint16_t tail[16] = {};
-    if (count >= 16) return store(target, keep(inside, load(source)));
-    std::memcpy(tail, source, 2 * count);
-    store(tail, keep(inside, load(tail)));
-    std::memcpy(target, tail, 2 * count);
-  } else {
-    store_some(to, select(inside, load_some(from, count), splat(Arith<T>(0))), count);
-  }
-}
-
 // To another type: through fp32, which rounds once; fp64 to half precision takes torch's own two steps.
 template <class T, class O>
 SK_INLINE void keep_lanes(const T* from, O* to, Mask16 inside, int count) {

@@ -5,19 +5,6 @@
 // Bytes per fp32 element: 4 read + mask written; bandwidth-bound. The answer is unique, so neither sample nor hardware shows.
 // After Floyd and Rivest, "Expected time bounds for selection", 1975.
 
-template <class Format>
-struct KeyLanes {
-  using Key = typename Format::Key;
-  decltype(splat(Key())) base, use_sign, flip;
-  SK_INLINE explicit KeyLanes(KeyOrder<Format> order) : base(splat(order.base)), use_sign(splat(order.use_sign)), flip(splat(order.flip)) {}
-
-  template <class Values>
-  SK_INLINE auto of(Values values) const {
-    const auto bits = bits_of(values), magnitude = bits & splat(Format::kMagnitude), minus = (spread_sign(bits) & use_sign) ^ flip;
-    return select(greater(magnitude, splat(Format::kInfinity)), splat(Key(kNaNKey)), base + ((magnitude ^ minus) - minus));
-  }
-};
-
 template <int kind, class T>
 SK_INLINE void make_keys_loop(const T* values, const void* eligible, bool invert, int64_t begin, int64_t end, KeyOrder<KeyFormat<T>> order,
                               KeyOf<T>* keys) {

@@ -58,6 +58,22 @@ SK_INLINE void store_some(T* at, Vec<Arith<T>> x, int count) {
   std::memcpy(static_cast<void*>(at), tail, count * sizeof(T));
 }
 
+// to = from where `inside`, +0 elsewhere, `count` elements; the bits of what is kept stay as they are.
+template <class T>
+SK_INLINE void keep_lanes(const T* from, T* to, Mask16 inside, int count) {
+  if constexpr (sizeof(T) == 2) {
+    const auto* source = reinterpret_cast<const uint16_t*>(from);
+    auto* target = reinterpret_cast<uint16_t*>(to);
+    uint16_t tail[16] = {};
+    if (count >= 16) return store(target, keep(inside, load(source)));
+    std::memcpy(tail, source, 2 * count);
+    store(tail, keep(inside, load(tail)));
+    std::memcpy(target, tail, 2 * count);
+  } else {
+    store_some(to, select(inside, load_some(from, count), splat(Arith<T>(0))), count);
+  }
+}
+
 // Sixteen elements from the given places; where the hardware has no such load, through a block on the stack.
 template <class T, class I>
 SK_INLINE Vec<Arith<T>> gather(const T* from, const I* index) {

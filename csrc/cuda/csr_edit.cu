@@ -64,7 +64,7 @@ int launch_csr_replace(const Replace& args, const MovedArray* arrays, size_t cou
     table.count = static_cast<int>(std::min<size_t>(kMovedArrays, count - first));
     std::copy_n(arrays + first, table.count, table.array);
     const ReplaceRows rows = {s.ends, s.new_ends, s.item};
-    SK_LAUNCH(kernel, row_grid(p.rows, threads, props), static_cast<unsigned>(threads), 0, stream, args, rows, table);
+    SK_LAUNCH(kernel, row_grid(p.rows, props), static_cast<unsigned>(threads), 0, stream, args, rows, table);
   }
   return static_cast<int>(cudaGetLastError());
 }

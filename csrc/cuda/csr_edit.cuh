@@ -14,7 +14,7 @@
 // budget: validate_entries_kernel 40
 // budget: validate_report_kernel 32
 // budget: replace_count_kernel 32
-// budget: replace_move_kernel 80
+// budget: replace_move_kernel 72
 // promise: mask_count_kernel LDG.E.128 no-fp64
 // promise: mask_pack_kernel LDG.E.128 no-fp64
 // promise: validate_pointers_kernel no-fp64

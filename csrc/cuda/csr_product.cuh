@@ -80,7 +80,7 @@ __device__ __forceinline__ void store_sums(const SpmmArgs& a, int64_t row, int64
   Group<T, N> group;
 #pragma unroll
   for (int k = 0; k < N; ++k) group.at[k] = narrowed<T>(a.bias ? sum[k] + bias : sum[k]);
-  if (aligned && j + N <= a.n) {
+  if (sizeof(group) == 16 && aligned && j + N <= a.n) {
     __stcg(reinterpret_cast<uint4*>(out), *reinterpret_cast<const uint4*>(&group));  // an ordinary store is split up here
     return;
   }

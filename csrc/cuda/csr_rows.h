@@ -40,9 +40,9 @@ inline unsigned flat_grid(int64_t count, const DeviceProps& props) {
 // Threads for a block that does one row after another, by the mean number of entries a row.
 inline int row_threads(int64_t entries, int64_t rows) { return entries < 64 * rows ? 32 : 128; }
 
-// So many blocks as an SM holds, by its threads and by the shared memory of the row marks.
-inline unsigned row_grid(int64_t rows, int threads, const DeviceProps& props) {
-  const int64_t most = static_cast<int64_t>(props.sms) * (threads == 32 ? 24 : 16);
+// Some rows a block, so that clearing its marks pays, and several blocks for each that an SM holds, so that uneven rows even out.
+inline unsigned row_grid(int64_t rows, const DeviceProps& props) {
+  const int64_t most = static_cast<int64_t>(props.sms) * 64;
   return static_cast<unsigned>(rows < most ? rows : most);
 }
 

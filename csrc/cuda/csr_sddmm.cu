@@ -15,10 +15,11 @@ bool copies(SddmmType type, const SddmmOperand& x, int64_t n) {
 struct Passes {
   int64_t slab, count;
   SddmmShape shape;
-  bool keeps_low;
+  bool keeps_low, in_place;                           // sums stand where the results will
   size_t a = 0, b = 0, sums = 0, low = 0, bytes = 0;  // offsets
 
   Passes(const SddmmCall& c, SddmmWay way) : shape(sddmm_shape(c)), keeps_low(c.n > kSddmmLong) {
+    in_place = (c.out_type == SddmmType::f32 || c.out_type == SddmmType::f64) && (way == SddmmWay::gather || sddmm_parts(shape) == 1);
     slab = sddmm_slab(shape.rows, shape.cols, shape.n, shape.size);
     count = sddmm_passes(shape);
     const auto room = [&](int64_t size) {
@@ -29,22 +30,17 @@ struct Passes {
     const int64_t sum = shape.size == 8 ? 8 : 4;
     a = room(shape.copy_a ? shape.rows * slab * shape.size : 0);
     b = room(shape.copy_b ? shape.cols * slab * shape.size : 0);
-    sums = room(way == SddmmWay::staged ? sddmm_parts(shape) * shape.entries * sum : count > 1 ? shape.entries * sum : 0);
+    const int64_t places = in_place ? 0 : way == SddmmWay::staged ? sddmm_parts(shape) : count > 1 ? 1 : 0;
+    sums = room(places * shape.entries * sum);
     low = room(keeps_low ? shape.entries * sum : 0);
   }
 };
 
 SddmmAlignSide align_side(const SddmmOperand& x, int64_t height, int64_t begin, int64_t slab, int64_t size, void* to, bool wanted) {
-  const int64_t offset = (x.by_columns ? begin * x.stride : begin) * size, pitch = slab * size / (size == 8 ? 8 : 4);
-  const int across = static_cast<int>((pitch + 31) / 32);
-  return {static_cast<const char*>(x.data) + offset,
-          height,
-          x.stride,
-          x.by_columns,
-          to,
-          pitch,
-          across,
-          wanted ? static_cast<int>((height + 31) / 32) * across : 0};
+  const char* from = static_cast<const char*>(x.data) + (x.by_columns ? begin * x.stride : begin) * size;
+  const int64_t pitch = slab * size / (size == 8 ? 8 : 4);
+  const int across = static_cast<int>((pitch + 31) / 32), tiles = wanted ? static_cast<int>((height + 31) / 32) * across : 0;
+  return {from, height, x.stride, x.by_columns, to, pitch, across, tiles};
 }
 
 // Calls each(a, a_pitch, b, b_pitch, chunks, pass) for every pass, its operands being rows of chunks.
@@ -71,19 +67,11 @@ unsigned blocks_for(int64_t entries) { return static_cast<unsigned>((entries + k
 template <class T>
 int launch_gather(const SddmmCall& c, char* workspace, cudaStream_t stream) {
   const Passes passes(c, SddmmWay::gather);
+  void* sums = passes.in_place ? c.out : workspace + passes.sums;
+  void* low = passes.keeps_low ? workspace + passes.low : nullptr;
   each_pass<T>(c, passes, workspace, stream, [&](const char* a, int64_t a_pitch, const char* b, int64_t b_pitch, int chunks, int64_t pass) {
-    const SddmmGatherArgs args = {c.places,
-                                  a,
-                                  b,
-                                  a_pitch,
-                                  b_pitch,
-                                  chunks,
-                                  c.out,
-                                  c.out_type,
-                                  workspace + passes.sums,
-                                  passes.keeps_low ? workspace + passes.low : nullptr,
-                                  pass == 0,
-                                  pass == passes.count - 1};
+    const bool first = pass == 0, last = pass == passes.count - 1;
+    const SddmmGatherArgs args = {c.places, a, b, a_pitch, b_pitch, chunks, c.out, c.out_type, sums, low, first, last};
     SK_LAUNCH(&sddmm_gather_kernel<T>, blocks_for(c.places.entries), kThreads, 0, stream, args);
   });
   return static_cast<int>(cudaGetLastError());
@@ -94,13 +82,14 @@ int launch_staged(const SddmmCall& c, char* workspace, const DeviceProps& props,
   const Passes passes(c, SddmmWay::staged);
   const SddmmStagedPlan plan = sddmm_staged_plan(passes.shape, props);
   const int shared = static_cast<int>(plan.shared_bytes());
-  float* sums = reinterpret_cast<float*>(workspace + passes.sums);
+  float* sums = reinterpret_cast<float*>(passes.in_place ? c.out : workspace + passes.sums);
   if (const cudaError_t status = cudaFuncSetAttribute(&sddmm_staged_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared)) return status;
   each_pass<T>(c, passes, workspace, stream, [&](const char* a, int64_t a_pitch, const char* b, int64_t b_pitch, int chunks, int64_t pass) {
     const SddmmStagedArgs args = {c.places, a, b, a_pitch, b_pitch, chunks, plan, sums, pass == 0};
     SK_LAUNCH(&sddmm_staged_kernel<T>, static_cast<unsigned>(plan.blocks()), kStagedThreads, shared, stream, args);
   });
-  SK_LAUNCH(&sddmm_combine_kernel, blocks_for(c.places.entries), kThreads, 0, stream, sums, plan.parts, c.places.entries, c.out, c.out_type);
+  if (!passes.in_place)
+    SK_LAUNCH(&sddmm_combine_kernel, blocks_for(c.places.entries), kThreads, 0, stream, sums, plan.parts, c.places.entries, c.out, c.out_type);
   return static_cast<int>(cudaGetLastError());
 }
 

@@ -102,6 +102,7 @@ __device__ __forceinline__ A add_products(const Chunk<T>& x, const Chunk<T>& y, 
 // The dots of four entries whose products eight lanes hold: lanes 2 u and 2 u + 1 get that of entry u. Lanes 4, 2 and 1 apart are added.
 template <class A>
 __device__ __forceinline__ A four_dots(const A (&sum)[kDotsInFlight], int part) {
+  static_assert(kDotLanes == 8 && kDotsInFlight == 4);
   const bool upper = part & 4, odd = part & 2;
   const A x = (upper ? sum[2] : sum[0]) + __shfl_xor_sync(kAllLanes, upper ? sum[0] : sum[2], 4);
   const A y = (upper ? sum[3] : sum[1]) + __shfl_xor_sync(kAllLanes, upper ? sum[1] : sum[3], 4);

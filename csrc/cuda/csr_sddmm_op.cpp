@@ -13,6 +13,7 @@
 #include "common/sddmm_checks.h"
 #include "cuda/csr_sddmm.h"
 #include "cuda/stream.h"
+#include "cuda/tf32.h"
 
 namespace sparsekern {
 namespace {
@@ -63,7 +64,8 @@ void dots(const char* op, const SddmmPlaces& places, const at::Tensor& a_given, 
   const auto strided = [](const at::Tensor& t) { return by_rows(t) || by_columns(t) ? t : t.contiguous(); };
   const at::Tensor a = strided(a_given), b = strided(b_given);
   const cuda::SddmmCall call = {type_of(a.scalar_type()), type_of(out.scalar_type()), places, operand(a), operand(b), n, out.mutable_data_ptr()};
-  const cuda::SddmmShape shape = cuda::sddmm_shape(call);
+  cuda::SddmmShape shape = cuda::sddmm_shape(call);
+  shape.tf32 = shape.size == 4 && cuda::tf32_allowed();
   const cuda::DeviceProps props = cuda::device_props(op, a.device());
   const cudaStream_t stream = cuda::current_stream(op, a.device());
   SddmmWay way = asked.value_or(cuda::sddmm_way(shape, props));

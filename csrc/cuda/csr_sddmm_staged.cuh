@@ -9,9 +9,10 @@
 //
 // budget: sddmm_staged_kernel 96
 // budget: sddmm_combine_kernel 32
-// promise: sddmm_staged_kernel LDG.E.128 LDS.128 STS.128 no-fp64
+// promise: sddmm_staged_kernel LDG.E.128 LDGSTS.E.128 LDS.128 no-fp64
 // promise: sddmm_combine_kernel no-fp64
 #pragma once
+#include "cuda/async_copy.cuh"
 #include "cuda/csr_sddmm.cuh"
 
 namespace sparsekern::cuda {
@@ -59,10 +60,10 @@ __global__ void __launch_bounds__(kStagedThreads, 1) sddmm_staged_kernel(const _
     __syncthreads();  // nobody reads the tile before any more
     for (int i = static_cast<int>(threadIdx.x); i < width * kTileChunks; i += kStagedThreads) {
       const int chunk = step * kTileChunks + i % kTileChunks;
-      uint4 x = make_uint4(0, 0, 0, 0);
-      if (chunk < args.chunks) x = *reinterpret_cast<const uint4*>(args.b + static_cast<int64_t>(left + i / kTileChunks) * args.b_pitch + 16 * chunk);
-      tile[i] = x;
+      if (chunk < args.chunks) copy16_async(tile + i, args.b + static_cast<int64_t>(left + i / kTileChunks) * args.b_pitch + 16 * chunk);
+      else tile[i] = make_uint4(0, 0, 0, 0);
     }
+    wait_copies();
     __syncthreads();
     // Each lane finds the entries of one of `each` rows in the tile; then the warp takes row by row.
     for (int64_t row_0 = top + warp_id() * each; row_0 < bottom; row_0 += kWarps * each) {

@@ -35,7 +35,7 @@ int launch_csr_setdiff(const SetDiff& args, void* workspace, const DeviceProps& 
     const int threads = row_threads(args.count + p.nnz, p.rows);
     const auto kernel = threads == 32 ? &setdiff_rows_kernel<32> : &setdiff_rows_kernel<128>;
     const SetDiffRows rows = {p, s.ends, s.item, s.fresh, s.new_ends};
-    SK_LAUNCH(kernel, row_grid(p.rows, threads, props), static_cast<unsigned>(threads), 0, stream, rows);
+    SK_LAUNCH(kernel, row_grid(p.rows, props), static_cast<unsigned>(threads), 0, stream, rows);
     if (const int status = launch_scan(s.new_ends, s.new_ends, p.rows, s.scan, stream)) return status;
   }
   SK_LAUNCH(setdiff_emit_kernel, flat_grid(args.count, props), kThreads, 0, stream, args, s.ends, s.fresh, s.new_ends);

@@ -7,7 +7,7 @@
 // complement: output p finds its row and its column by two binary searches; 8 B written an output.
 // State: compiled for sm_80 and sm_90a and run under the emulator of csrc/simt; not yet run on a GPU, no time measured.
 //
-// budget: setdiff_rows_kernel 48
+// budget: setdiff_rows_kernel 56
 // budget: setdiff_emit_kernel 40
 // budget: complement_kernel 40
 // promise: setdiff_rows_kernel no-fp64

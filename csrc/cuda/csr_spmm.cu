@@ -22,18 +22,16 @@ int64_t whole_groups(const SpmmArgs& a) {  // the length of a row of b in whole 
   return (a.n + n - 1) / n * n;
 }
 size_t rounded(size_t bytes) { return (bytes + 255) / 256 * 256; }
-int blocks_for(int64_t wanted, const SpmmArgs& a, const DeviceProps& props) {
-  const int64_t most = a.guard ? props.sms * kGuardedBlocksPerSm : int64_t{1} << 30;
-  return static_cast<int>(std::clamp<int64_t>(wanted, 1, most));
-}
+int blocks_for(int64_t wanted) { return static_cast<int>(std::clamp<int64_t>(wanted, 1, 1 << 30)); }
 
 template <class T, class V, int N>
 int scalar_launch(const SpmmArgs& a, const DeviceProps& props, cudaStream_t stream) {
   int lane_bits = 0;
   while (lane_bits < 5 && (int64_t{1} << lane_bits) * N < a.n) ++lane_bits;
   const int64_t sets = (a.rows + (32 >> lane_bits) - 1) >> (5 - lane_bits), chunks = (a.n + (N << lane_bits) - 1) / (N << lane_bits);
+  const int64_t most = a.guard ? props.sms * kGuardedBlocksPerSm : int64_t{1} << 30;
+  const unsigned grid = static_cast<unsigned>(std::clamp<int64_t>((sets + kThreads / 32 - 1) / (kThreads / 32), 1, most));
   const unsigned across = static_cast<unsigned>(std::min<int64_t>(chunks, a.guard ? 1 : 65535));
-  const unsigned grid = static_cast<unsigned>(blocks_for((sets + kThreads / 32 - 1) / (kThreads / 32), a, props));
   const bool aligned = a.out_col == 1 && reinterpret_cast<uintptr_t>(a.out) % 16 == 0 && a.out_row * sizeof(T) % 16 == 0;
   SK_LAUNCH((&spmm_scalar_kernel<N, T, V>), dim3(grid, across), kThreads, 0, stream, a, lane_bits, aligned);
   return static_cast<int>(cudaGetLastError());
@@ -41,7 +39,8 @@ int scalar_launch(const SpmmArgs& a, const DeviceProps& props, cudaStream_t stre
 
 template <class T, class V>
 int scalar_typed(const SpmmArgs& a, const DeviceProps& props, cudaStream_t stream) {
-  const bool groups = reinterpret_cast<uintptr_t>(a.b) % 16 == 0 && a.b_row * sizeof(T) % 16 == 0 && a.b_row >= whole_groups(a);
+  const bool groups =
+      a.b_col == 1 && !a.perm && reinterpret_cast<uintptr_t>(a.b) % 16 == 0 && a.b_row * sizeof(T) % 16 == 0 && a.b_row >= whole_groups(a);
   return groups ? scalar_launch<T, V, 16 / sizeof(T)>(a, props, stream) : scalar_launch<T, V, 1>(a, props, stream);
 }
 
@@ -64,9 +63,9 @@ int scalar(const SpmmArgs& a, const DeviceProps& props, cudaStream_t stream) {
 
 size_t spmm_values_bytes(const SpmmArgs& a) { return a.perm ? rounded(static_cast<size_t>(a.nnz) * (a.type == SpmmType::f64 ? 8 : 4)) : 0; }
 
-int order_spmm_values(SpmmArgs& a, void* workspace, const DeviceProps& props, cudaStream_t stream) {
+int order_spmm_values(SpmmArgs& a, void* workspace, cudaStream_t stream) {
   if (a.perm == nullptr) return 0;
-  const int grid = blocks_for((a.nnz + kThreads - 1) / kThreads, a, props);
+  const int grid = blocks_for((a.nnz + kThreads - 1) / kThreads);
   const int status = with_type(a.val_type, [&](auto zero) {
     using V = decltype(zero);
     SK_LAUNCH(&spmm_values_kernel<V>, grid, kThreads, 0, stream, a, static_cast<Sum<V>*>(workspace));
@@ -79,18 +78,20 @@ int order_spmm_values(SpmmArgs& a, void* workspace, const DeviceProps& props, cu
 }
 
 size_t spmm_scalar_workspace_bytes(const SpmmArgs& a) {
+  if (a.guard) return 0;
   return spmm_values_bytes(a) + (row_major(a) ? 0 : static_cast<size_t>(a.cols) * whole_groups(a) * bytes_of(a.type));
 }
 
 int launch_spmm_scalar(const SpmmArgs& args, void* workspace, const DeviceProps& props, cudaStream_t stream) {
   if (args.rows == 0 || args.n == 0) return 0;
   SpmmArgs a = args;
-  if (const int status = order_spmm_values(a, workspace, props, stream)) return status;
+  if (a.guard) return scalar(a, props, stream);  // will most likely do nothing: one launch, whatever the layout
+  if (const int status = order_spmm_values(a, workspace, stream)) return status;
   if (!row_major(a) && a.cols > 0) {
     const int64_t width = whole_groups(a);
     void* to = static_cast<char*>(workspace) + spmm_values_bytes(args);
     const int64_t tiles = (width + kTile - 1) / kTile * ((a.cols + kTile - 1) / kTile);
-    const int grid = blocks_for(tiles, a, props);
+    const int grid = blocks_for(tiles);
     const int status = with_type(a.type, [&](auto zero) {
       using T = decltype(zero);
       SK_LAUNCH(&spmm_transpose_kernel<T>, grid, kThreads, 0, stream, a, static_cast<T*>(to), width);

@@ -26,18 +26,20 @@ template <int U, class S>
 struct Entries {
   int32_t col[U];
   S weight[U];
-  template <class V>
+  template <class V, bool may_permute>
   __device__ __forceinline__ void load(const SpmmArgs& a, int64_t e, int64_t end) {
 #pragma unroll
     for (int u = 0; u < U; ++u) {
       const bool there = e + u < end;
+      const int64_t from = may_permute && there && a.perm ? a.perm[e + u] : e + u;
       col[u] = there ? a.col[e + u] : -1;
-      weight[u] = there ? S(widened(static_cast<const V*>(a.val)[e + u])) : no_weight<S>();
+      weight[u] = there ? S(widened(static_cast<const V*>(a.val)[from])) : no_weight<S>();
     }
   }
 };
 
-// T: b and out. V: values. N: columns per lane; more than one where every row of b starts at a multiple of 16 bytes.
+// T: b and out. V: values. N: columns per lane; more than one where b is row-major and every row starts at a multiple of 16
+// bytes, and there is no permutation.
 template <int N, class T, class V>
 __global__ void __launch_bounds__(kThreads, 2) spmm_scalar_kernel(const __grid_constant__ SpmmArgs a, int lane_bits, bool store_aligned) {
   constexpr int kInFlight = 8;
@@ -52,10 +54,10 @@ __global__ void __launch_bounds__(kThreads, 2) spmm_scalar_kernel(const __grid_c
       if (place >= a.rows || j >= a.n) continue;
       const int64_t row = a.row_order ? a.row_order[place] : place;
       const RowRange range = row_range(a, row);
-      const T* b = static_cast<const T*>(a.b) + j;
+      const T* b = static_cast<const T*>(a.b) + (N == 1 ? j * a.b_col : j);
       S sum[N] = {};
       Entries<kInFlight, S> now, next;
-      next.template load<V>(a, range.begin, range.end);
+      next.template load<V, N == 1>(a, range.begin, range.end);
       for (int64_t e = range.begin; e < range.end; e += kInFlight) {
         now = next;
         Group<T, N> x[kInFlight];
@@ -64,7 +66,7 @@ __global__ void __launch_bounds__(kThreads, 2) spmm_scalar_kernel(const __grid_c
           x[u] = {};
           if (now.col[u] >= 0) x[u] = load_group<T, N>(b + now.col[u] * a.b_row, N > 1);
         }
-        next.template load<V>(a, e + kInFlight, range.end);
+        next.template load<V, N == 1>(a, e + kInFlight, range.end);
 #pragma unroll
         for (int u = 0; u < kInFlight; ++u) {
           S wide[N];
@@ -81,7 +83,6 @@ __global__ void __launch_bounds__(kThreads, 2) spmm_scalar_kernel(const __grid_c
 template <class T>
 __global__ void __launch_bounds__(kThreads) spmm_transpose_kernel(const __grid_constant__ SpmmArgs a, T* to, int64_t to_row) {
   __shared__ T tile[kTile][kTile + 1];
-  if (!guard_open(a)) return;
   const auto* from = static_cast<const T*>(a.b);
   const int x = static_cast<int>(threadIdx.x) % kTile, y = static_cast<int>(threadIdx.x) / kTile;
   const int64_t across = (to_row + kTile - 1) / kTile, tiles = across * ((a.cols + kTile - 1) / kTile);
@@ -98,7 +99,6 @@ __global__ void __launch_bounds__(kThreads) spmm_transpose_kernel(const __grid_c
 
 template <class V>
 __global__ void __launch_bounds__(kThreads) spmm_values_kernel(const __grid_constant__ SpmmArgs a, Sum<V>* to) {
-  if (!guard_open(a)) return;
   const auto* val = static_cast<const V*>(a.val);
   for (int64_t e = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; e < a.nnz; e += static_cast<int64_t>(gridDim.x) * kThreads)
     to[e] = widened(val[a.perm[e]]);

@@ -28,7 +28,7 @@ struct SpmmArgs {
 
 // The values in the pattern's order: gathered into the workspace where there is a permutation, which is then gone.
 size_t spmm_values_bytes(const SpmmArgs& args);
-int order_spmm_values(SpmmArgs& args, void* workspace, const DeviceProps& props, cudaStream_t stream);
+int order_spmm_values(SpmmArgs& args, void* workspace, cudaStream_t stream);
 
 // Returns a cudaError_t, like the others. scalar: a few lanes per row gather rows of b from the L2 cache.
 size_t spmm_scalar_workspace_bytes(const SpmmArgs& args);

@@ -1,7 +1,6 @@
 // Checks, choice of the algorithm and registration of csr_spmm and csr_spmm_t on CUDA. Nothing here waits for the device.
 #include "cuda/csr_spmm_op.h"
 
-#include <ATen/Context.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
@@ -12,18 +11,18 @@
 #include "cuda/csr_cost.h"
 #include "cuda/csr_spmm.h"
 #include "cuda/stream.h"
+#include "cuda/tf32.h"
 
 namespace sparsekern {
 namespace {
 
+using cuda::SpmmAlgo;
 using cuda::SpmmArgs;
 using cuda::SpmmType;
 
 SpmmType type_of(at::ScalarType type) {
   return type == at::kFloat ? SpmmType::f32 : type == at::kBFloat16 ? SpmmType::bf16 : type == at::kHalf ? SpmmType::f16 : SpmmType::f64;
 }
-
-using cuda::SpmmAlgo;
 
 // Nothing for "auto".
 std::optional<SpmmAlgo> algo_of(const char* op, c10::string_view algo, at::ScalarType type) {
@@ -35,21 +34,13 @@ std::optional<SpmmAlgo> algo_of(const char* op, c10::string_view algo, at::Scala
   return algo == "scalar" ? SpmmAlgo::scalar : algo == "staged" ? SpmmAlgo::staged : SpmmAlgo::densify;
 }
 
-bool tf32_allowed() {
-  try {
-    return at::globalContext().allowTF32CuBLAS();
-  } catch (const c10::Error&) {  // set by the old interface and by the new one, to different things
-    return true;
-  }
-}
-
 SpmmAlgo choose(const SpmmArgs& a, const cuda::DeviceProps& props) {
   const int size = cuda::bytes_of(a.type);
   // float32 values may be too large for float16.
   const bool may_densify = a.val_type == a.type || a.type == SpmmType::bf16;
   return cuda::choose_spmm(
-      {a.rows, a.cols, a.n, a.nnz, size, cuda::bytes_of(a.val_type), size == 2, size == 4 && tf32_allowed(), a.b_col != 1, a.perm != nullptr}, props,
-      may_densify);
+      {a.rows, a.cols, a.n, a.nnz, size, cuda::bytes_of(a.val_type), size == 2, size == 4 && cuda::tf32_allowed(), a.b_col != 1, a.perm != nullptr},
+      props, may_densify);
 }
 
 at::Tensor scratch(size_t bytes, const at::Tensor& like) { return at::empty({static_cast<int64_t>(bytes)}, like.options().dtype(at::kByte)); }

@@ -23,7 +23,7 @@ int launch_typed(const SpmmArgs& a, const StagedCall& call, cudaStream_t stream)
 int launch_spmm_staged(const SpmmArgs& args, void* workspace, const DeviceProps& props, cudaStream_t stream) {
   if (args.rows == 0 || args.n == 0) return 0;
   SpmmArgs a = args;
-  if (const int status = order_spmm_values(a, workspace, props, stream)) return status;
+  if (const int status = order_spmm_values(a, workspace, stream)) return status;
   const int size = bytes_of(a.type);
   StagedCall call = {plan_staged(a.rows, a.cols, a.n, size, props), false, false};
   if (!staged_fits(call.plan, a.rows, a.n, a.nnz)) return static_cast<int>(cudaErrorInvalidValue);

@@ -5,8 +5,8 @@
 // Bytes: 1 + 1/8 per element to pack or unpack, 1 or 1/8 per element and mask to count; bandwidth-bound.
 // State: compiled for sm_80 and sm_90a and run under the emulator of csrc/simt; not yet run on a GPU, no time measured.
 //
-// budget: pack_mask_kernel 40
-// budget: unpack_mask_kernel 40
+// budget: pack_mask_kernel 48
+// budget: unpack_mask_kernel 48
 // budget: mask_stats_kernel 64
 // promise: pack_mask_kernel LDG.E.128 no-fp64
 // promise: unpack_mask_kernel STG.E.128 no-fp64
@@ -18,7 +18,7 @@
 
 namespace sparsekern::cuda {
 
-constexpr int kPackBlocksPerSm = 6, kStatsBlocksPerSm = 4;
+constexpr int kPackBlocksPerSm = 5, kStatsBlocksPerSm = 4;
 constexpr int kPackUnroll = 4;  // groups of 16 elements of a thread
 constexpr int kSmallStatsTable = 80, kLargeStatsTable = 816;
 

@@ -2,14 +2,14 @@
 // Tables: the largest weights, every weight as an integer in fp64 (the only use of fp64), one running sum over the rows' and the columns'
 // integers together, and a guide: for the high bits of a place, the first item that can be meant. Some 40 B an item, five launches.
 // Draws: Philox, two products, and for each of row and column a look into the guide and at most a few steps of a binary search in the sums
-// between two of its entries: with two to four entries an item mostly none or one. 8 B written a sample; the tables (48 KB for 4,096
-// items) stay in L1. A million samples: 2 us of writes, some 8 us expected for the arithmetic of Philox and the look-ups.
+// between two of its entries: with two to four entries an item mostly none or one. 8 B written a sample; the tables (100 KB for 4,096
+// items) are read through L1. A million samples: 2 us of writes, some 8 us expected for the arithmetic of Philox and the look-ups.
 // State: compiled for sm_80 and sm_90a and run under the emulator of csrc/simt; not yet run on a GPU, no time measured.
 //
 // budget: sample_max_kernel 32
 // budget: sample_units_kernel 48
 // budget: sample_guide_kernel 40
-// budget: sample_draw_kernel 56
+// budget: sample_draw_kernel 40
 // promise: sample_max_kernel no-fp64
 // promise: sample_guide_kernel no-fp64
 // promise: sample_draw_kernel no-fp64

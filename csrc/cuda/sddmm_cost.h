@@ -18,7 +18,8 @@ struct SddmmRates {
   double shared_single = 22e12;
   double memory = 4.3e12;  // copied in memory
   double half = 788e12;    // dense product of bf16 or fp16
-  double single = 50e12;   // and of fp32, TF32 not allowed
+  double tf32 = 394e12;    // of fp32 where TF32 is allowed
+  double single = 50e12;   // and where it is not
   double launch = 2e-6;
 };
 
@@ -27,12 +28,14 @@ struct SddmmShape {
   int size;             // bytes of an element
   bool copy_a, copy_b;  // operands that the gather and the staged way have to copy into rows first
   bool pattern;         // sorted by row, a row of a is fetched once; a list of places may be in any order
+  bool tf32 = false;    // fp32 products may use it
 };
 
 constexpr int64_t kSddmmLong = int64_t{1} << 20;         // longer dots are compensated sums of passes, which only the gather does
 constexpr int64_t kSddmmInCache = int64_t{32} << 20;     // of both operands that a pass walks over
 constexpr int64_t kSddmmChunkBytes = int64_t{16} << 20;  // of the dense product at a time: it stays in the L2 cache
 constexpr int kSddmmTileBytes = 256;                     // of a row of b in a tile of the staged way
+constexpr int64_t kSddmmSumBytes = int64_t{256} << 20;   // of their sums beside one another
 constexpr int kSddmmParts = 4;                           // most pieces of n that blocks of the staged way share
 
 // Columns of the operands that one pass takes: whole lines of 128 bytes, at most 4096, and passes of about equal length.
@@ -77,9 +80,11 @@ struct SddmmStagedPlan {
   int64_t shared_bytes() const { return static_cast<int64_t>(width) * kSddmmTileBytes; }
 };
 
-// They follow from the length of a pass alone, so that the result does not depend on the device.
+// They follow from the shape alone, so that the result does not depend on the device.
 inline int64_t sddmm_steps(const SddmmShape& s) { return (sddmm_slab(s.rows, s.cols, s.n, s.size) * s.size + kSddmmTileBytes - 1) / kSddmmTileBytes; }
-inline int64_t sddmm_parts(const SddmmShape& s) { return std::min<int64_t>(sddmm_steps(s), kSddmmParts); }
+inline int64_t sddmm_parts(const SddmmShape& s) {
+  return std::clamp<int64_t>(kSddmmSumBytes / (4 * std::max<int64_t>(s.entries, 1)), 1, std::min<int64_t>(sddmm_steps(s), kSddmmParts));
+}
 
 inline SddmmStagedPlan sddmm_staged_plan(const SddmmShape& s, const DeviceProps& props, const SddmmRates& r = {}) {
   const int64_t passes = sddmm_passes(s), steps = sddmm_steps(s);
@@ -112,7 +117,7 @@ inline double sddmm_dense_seconds(const SddmmShape& s, const SddmmRates& r = {})
   const int64_t height = std::max<int64_t>(sddmm_chunk_rows(s.rows, s.cols), 1), chunks = (s.rows + height - 1) / height;
   // Written once; of it each entry reads a sector of 32 bytes, shared with its neighbours where they are dense.
   const double read = std::min(32 * entries, 4 * numbers) + (s.pattern ? 8.0 : 8.0 * chunks) * entries;
-  return 2 * numbers * s.n / (s.size == 2 ? r.half : r.single) + (4 * numbers + read) / r.cache + 2 * chunks * r.launch;
+  return 2 * numbers * s.n / (s.size == 2 ? r.half : s.tf32 ? r.tf32 : r.single) + (4 * numbers + read) / r.cache + 2 * chunks * r.launch;
 }
 
 inline bool sddmm_can(SddmmWay way, const SddmmShape& s) {

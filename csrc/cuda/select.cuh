@@ -52,12 +52,13 @@ struct SelectChunk {
   unsigned long long word[words];
 };
 
-// Part of a table travels as a parameter: nothing to cache, and a captured graph holds it.
+// Part of the tables travels as a parameter: nothing to cache, and a captured graph holds it. Also clears `cleared` words.
 template <int words>
-__global__ void __launch_bounds__(kThreads)
-    select_upload_kernel(const __grid_constant__ SelectChunk<words> chunk, unsigned long long* to, int count) {
-  for (int k = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); k < count; k += static_cast<int>(gridDim.x * blockDim.x))
-    to[k] = chunk.word[k];
+__global__ void __launch_bounds__(kThreads) select_upload_kernel(const __grid_constant__ SelectChunk<words> chunk, unsigned long long* to,
+                                                                 int64_t count, unsigned long long* clear, int64_t cleared) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t k = first; k < count; k += stride) to[k] = chunk.word[k];
+  for (int64_t k = first; k < cleared; k += stride) clear[k] = 0;
 }
 
 struct ShortScratch {
@@ -142,8 +143,10 @@ __global__ void __launch_bounds__(kSmallThreads) select_short_kernel(const __gri
   }
 }
 
+SK_HOST_DEVICE inline uint32_t sample_size(int64_t n) { return static_cast<uint32_t>(n < 16 * 1024 ? 1024 : n < 16 * kSample ? n / 16 : kSample); }
+
 // The i-th of m positions in n: one in each of m equal stretches, drawn by a hash, so that no regular pattern can mislead.
-__device__ __forceinline__ int64_t sample_at(uint32_t i, uint32_t m, int64_t n) {
+SK_HOST_DEVICE inline int64_t sample_at(uint32_t i, uint32_t m, int64_t n) {
   const int64_t begin = static_cast<int64_t>(static_cast<unsigned long long>(i) * n / m);
   const int64_t width = static_cast<int64_t>(static_cast<unsigned long long>(i + 1) * n / m) - begin;
   uint32_t hash = i * 0x9e3779b9u;
@@ -170,8 +173,7 @@ __global__ void __launch_bounds__(kSampleThreads) select_sample_kernel(const __g
     }
     __syncthreads();
     if (k == 0) continue;
-    const int64_t share = s.numel / 16;
-    const uint32_t m = static_cast<uint32_t>(share < 1024 ? 1024 : share < kSample ? share : kSample);
+    const uint32_t m = sample_size(s.numel);
     uint32_t able = 0;
     for (uint32_t i = threadIdx.x; i < m; i += kSampleThreads) {
       const int64_t index = sample_at(i, m, s.numel);

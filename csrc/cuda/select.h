@@ -51,8 +51,8 @@ struct SelectPlan {
 // Fills in the launcher's fields. `bytes` of the plan is the workspace that the launch needs, 16-byte aligned.
 SelectPlan plan_select(SelectEntry* entries, size_t entry_count, SelectSegment* segments, size_t segment_count);
 
-// Returns a cudaError_t. Large segments take 8 launches in all, however many there are; lists beyond 500 entries a few more
-// that bring the table to the device.
+// Returns a cudaError_t. One launch brings the tables (a few, beyond 200 segments), one each does the tiny and the small segments, and
+// seven all the large ones.
 int launch_select(const SelectEntry* entries, size_t entry_count, const SelectSegment* segments, size_t segment_count, const SelectPlan& plan,
                   void* workspace, const DeviceProps& props, cudaStream_t stream);
 

@@ -38,7 +38,7 @@ __device__ __forceinline__ void find_bin(int bins, uint32_t rank, BlockSelectScr
     return bin >= 0 && bin < bins ? count_at(bin) : 0u;
   };
   uint32_t mine = 0;
-#pragma unroll 4
+#pragma unroll 8
   for (int k = 0; k < per; ++k) mine += lane_count(k);
   mine = warp_sum(mine);
   if (lane_id() == 0) scratch.sums[warp_id()] = mine;

@@ -85,8 +85,9 @@ def csr_replace(crow: Tensor, col: Tensor, vals: Sequence[Tensor], drop: Tensor,
     Returns:
         New crow (same dtype), col and list of vals; the inputs are left alone. No gradient flows.
     Raises:
-        ValueError: lengths that disagree, a candidate outside the rows, taken twice or already active, a count other than `nnz` (the last three
-            not on devices, where nothing is written past the end and `crow` shows the true count). TypeError: dtypes.
+        ValueError: lengths that disagree, a candidate outside the rows, taken twice or already active, a count other than `nnz` (these four
+            not on devices: there what is outside is left out, nothing is written past the end, `crow` shows the count of kept and taken, and
+            places that stay free are column 0). TypeError: dtypes.
     """
     grown = None if inserted is None else [grown.detach() for grown in inserted]
     return torch.ops.sparsekern.csr_replace(crow, col, [val.detach() for val in vals], drop, rows, cols, take, inserted=grown, nnz=nnz)

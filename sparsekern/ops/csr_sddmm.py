@@ -20,7 +20,7 @@ def csr_sddmm(crow: Tensor, col: Tensor, a: Tensor, b: Tensor, *, algo: str = "a
     Args:
         crow: int32 or int64 [rows + 1]; col: int32 [nnz].
         a: [rows, N], b: [cols, N], row-major or column-major (a transposed view costs no copy); float32, bfloat16, float16 or float64, both the same.
-        algo: "auto"; a GPU also takes "gather", "staged" (tiles of b in shared memory) and "dense" (entries of the whole product).
+        algo: "auto"; a GPU also takes "gather", "staged" (CUDA C++ only) and "dense" (entries of the whole product).
     Returns:
         [nnz] in the dtype of `a`; sums in fp32 (fp64 for float64), rounded once.
     Raises:

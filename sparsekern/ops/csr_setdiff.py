@@ -22,9 +22,10 @@ def csr_setdiff(rows: Tensor, cols: Tensor, crow: Tensor, col: Tensor, n_cols: i
         rows, cols: [S] int32, the first `count` entries valid, the rest -1.
         count: int64, 0-d, on the device.
     Raises:
-        ValueError: lengths that disagree, and on the CPU a position outside the matrix or a malformed pattern.
+        ValueError: lengths that disagree, and on the CPU a position outside the matrix (CUDA kernels leave it out) or a malformed pattern.
         TypeError: indices of another dtype.
-    Cost: on the CPU one counting sort by row, then a row's positions are marks in a bitmap, from which its columns are wiped.
+    Cost: on the CPU one counting sort by row, then a row's positions are marks in a bitmap, from which its columns are wiped;
+        on CUDA the same, a row to a block.
     """
     return _op(rows, cols, crow, col, n_cols)
 

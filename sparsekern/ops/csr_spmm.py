@@ -43,8 +43,8 @@ def csr_spmm(crow: Tensor, col: Tensor, val: Tensor, b: Tensor, rows: int, cols:
         crow, col, val: the matrix: int32 or int64 `[rows + 1]`, int32 `[nnz]`, `[nnz]`.
         b: `[cols, N]` float32, bfloat16, float16 (sums in float32) or float64, any strides. `val`: of b's dtype, or float32 beside half b.
         row_order: int32 `[rows]` of `csr_plan`, a hint for balance. bias: `[rows]`.
-        algo: "auto"; CUDA also takes "scalar" (rows of b gathered from the L2 cache), "staged" (from shared memory; the same bits) and "densify"
-            (a dense matrix of b's dtype and the library's product, computed again without it where b is not finite).
+        algo: "auto". On CUDA that is what should be fastest of "scalar" (rows of b gathered from the L2 cache), "staged" (from shared memory;
+            the same bits) and "densify" (a dense matrix of b's dtype and the library's product; where b is not finite, "scalar" again).
     Returns:
         `[rows, N]` of b's dtype, row-major; empty rows are 0 (or the bias).
     Raises:

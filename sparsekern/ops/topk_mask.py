@@ -30,16 +30,17 @@ def topk_mask(scores: list[Tensor], k: int | list[int] | Tensor, *, largest: boo
         global_: all tensors are one segment, and k one number; dtypes may differ.
         eligible: per tensor its candidates: a bool tensor of its shape, packed int32 words, or None (or an empty tensor): all.
         packed: return packed int32 words (`pack_mask`) instead of bool masks.
-        hint: thresholds of an earlier, similar call; changes speed only. The CPU kernel ignores it: its sample costs less than 10 %.
+        hint: thresholds of an earlier, similar call; changes speed only. The compiled kernels ignore it: their samples cost about 10 %.
     Returns:
         masks: per tensor bool of its shape, or [ceil(n / 32)] int32.
         thresholds: [segments] the value taken last (its magnitude with `use_abs`), NaN if none; in the scores' dtype, of several
             the one they promote to.
         counts: [segments] int64, how many were taken.
     Raises:
-        ValueError: numbers of k or masks that do not fit the list. TypeError: an unsupported dtype of scores, k or masks.
-    Source: bracketing by a sample after Floyd and Rivest, "Expected time bounds for selection", 1975 (CPU). Bytes per fp32
-        element: 4 and the mask.
+        ValueError: numbers of k or masks that do not fit the list; on a GPU, 2^32 elements or more that are ranked together.
+        TypeError: an unsupported dtype of scores, k or masks.
+    Source: bracketing by a sample after Floyd and Rivest, "Expected time bounds for selection", 1975. Bytes per fp32 element:
+        4 and the mask; 4 more on a GPU where many scores are equal.
     """
     scores, k, eligible = _arguments("topk_mask", scores, k, global_, eligible)
     op = torch.ops.sparsekern.topk_mask

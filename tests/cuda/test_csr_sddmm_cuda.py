@@ -73,15 +73,20 @@ def test_hand_worked(lane):
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_lists_of_places(lane, dtype):
-    for rows, cols, length, samples in ((37, 50, 70, 100), (6, 5, 130, 900)):              # gathered; dense, but for float64
+    for rows, cols, length, samples in ((37, 50, 70, 100), (6, 5, 256, 40000)):            # gathered; dense, but for float64
         a, b = torch.randn(rows, length).to(dtype), torch.randn(cols, length).to(dtype)
-        row, col = torch.randint(rows, (samples,)).int(), torch.randint(cols, (samples,)).int()
-        for count in (0, 1, 45, samples):
+        for count in (0, 45, samples) if samples < 1000 else (samples - 7,):
+            row, col = torch.randint(rows, (samples,)).int(), torch.randint(cols, (samples,)).int()
             row[count:], col[count:] = -1, 1 << 30                                         # not looked at
             got = lane.op("coo_sddmm")(*lane.put([row, col, torch.tensor(count), a]), lane.put(b.t().contiguous()).t()).cpu()
             assert_close(got[:count], dots(a, b, row[:count], col[:count]), reduction=length)
             assert got.dtype == dtype and not got[count:].any()
-            row, col = torch.randint(rows, (samples,)).int(), torch.randint(cols, (samples,)).int()
+
+
+def test_the_dense_way_goes_by_bands_of_rows(lane):
+    crow, col, _ = random_csr(300, 20000, 0.9999)
+    a, b = torch.randn(300, 3), torch.randn(20000, 3)
+    assert_close(csr(lane, crow, col, *lane.put([a, b]), algo="dense"), dots(a, b, row_of(crow, col.numel()), col), reduction=3)
 
 
 def test_places_give_the_bits_of_the_pattern(lane):

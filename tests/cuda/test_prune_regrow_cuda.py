@@ -114,7 +114,7 @@ def test_every_tie_and_no_tie(lane):
     ({"masks": [torch.empty(0, dtype=torch.bool)]}, ValueError, r"masks\[0\]: expected a mask to write, got an empty tensor"),
     ({"masks": [torch.ones(3, dtype=torch.bool)]}, ValueError, r"masks\[0\]: expected .*shape \[4\], got \[3\]"),
     ({"masks": [torch.ones(4)]}, TypeError, r"masks\[0\]: expected a bool mask"),
-    ({"weights": [torch.ones(4, dtype=torch.float64)]}, TypeError, r"weights\[0\]: expected float32, bfloat16 or float16 on a CUDA device, got Double"),
+    ({"weights": [torch.ones(4).double()]}, TypeError, r"weights\[0\]: expected float32, bfloat16 or float16 on a CUDA device, got Double"),
     ({"grow": [torch.ones(3)]}, ValueError, r"grow_scores\[0\]: expected shape \[4\], got \[3\]"),
     ({"grow": [torch.ones(4, dtype=torch.int32)]}, TypeError, r"grow_scores\[0\]: expected float32"),
     ({"k_drop": [1, 1]}, ValueError, r"k_drop: expected 1 numbers, one per list entry, got 2"),

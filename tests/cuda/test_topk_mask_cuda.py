@@ -89,8 +89,8 @@ def test_large_segments_agree_with_the_reference(lane, kind, dtype):
         assert same(call(lane, [x], [k], **options), reference([x], [k], **options)), (k, options)
 
 
-@pytest.mark.parametrize("options", [{}, {"largest": False}, {"use_abs": False, "packed": True}, {"global_": True}, {"global_": True, "packed": True}],
-                         ids=str)
+@pytest.mark.parametrize("options", [{}, {"largest": False}, {"use_abs": False, "packed": True}, {"global_": True},
+                                     {"global_": True, "packed": True}], ids=str)
 def test_awkward_shapes_and_mixed_types(lane, options):
     scores = [torch.randn(s).to(TYPES[i % 3]) for i, s in enumerate([*awkward_shapes, (9001,)])]
     able = [NONE if i % 3 == 0 else torch.rand(x.shape) < 0.5 for i, x in enumerate(scores)]

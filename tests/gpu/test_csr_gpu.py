@@ -234,5 +234,5 @@ def test_misuse_is_named():
     crow, col, val, _ = matrix(4, 6, 0.5)
     with pytest.raises(ValueError, match=r"csr_spmm: b: expected shape \[6, N\], got \[5, 2\]"):
         ops.csr_spmm(crow, col, val, draw(5, 2), 4, 6)
-    with pytest.raises(TypeError, match="csr_sddmm: b: expected torch.float32 like a, got torch.float64"):
+    with pytest.raises(TypeError, match="csr_sddmm: b: expected .* like a, got"):
         ops.csr_sddmm(crow, col, draw(4, 2), draw(6, 2).double())

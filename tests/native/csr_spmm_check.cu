@@ -25,7 +25,7 @@ struct Case {
   int64_t rows, cols, n;
   double sparsity;
   bool column_major = false, out_column_major = false, permuted = false, ordered = false, bias = false, wide = false;
-  size_t shift = 0;   // elements by which operands are misaligned
+  size_t shift = 0;   // elements by which operands are misaligned; 1: all but the result
   int64_t pad = 0;    // between lines of b
   int shared = 8192;  // a small device: K-tiles of few rows
 };
@@ -78,7 +78,7 @@ struct Product {
     const Device<int32_t> d_crow(crow, 1), d_col(col, c.shift), d_perm(perm, c.shift), d_order(order, 0), d_flags(flags, 0);
     const Device<int64_t> d_wide(wide_crow, 1);
     const Device<V> d_val(val, c.shift), d_bias(bias, c.shift);
-    const Device<T> d_b(b, c.shift), d_out(std::vector<T>(want.size()), c.shift);
+    const Device<T> d_b(b, c.shift), d_out(std::vector<T>(want.size()), c.shift & 2);
     SpmmArgs a = {};
     a.crow = c.wide ? static_cast<const void*>(d_wide.get()) : d_crow.get();
     a.wide_crow = c.wide;

@@ -31,6 +31,7 @@ void check_cuts(const SddmmShape& s) {
   for (const DeviceProps& props : {kLarge, kSmall}) {
     const SddmmStagedPlan plan = sddmm_staged_plan(s, props);
     require(plan.parts == sddmm_parts(s) && plan.parts <= kSddmmParts && plan.parts <= sddmm_steps(s), "parts do not depend on the device", s);
+    require(plan.parts == 1 || plan.parts * s.entries * 4 <= kSddmmSumBytes, "sums of parts stay small", s);
     require(plan.shared_bytes() <= props.shared_bytes, "a tile fits shared memory", s);
     require(int64_t{plan.width} * plan.tiles >= s.cols && int64_t{plan.width} * (plan.tiles - 1) < s.cols, "tiles cover b, none is empty", s);
     require(plan.bands >= 1 && plan.bands <= std::max<int64_t>(s.rows, 1), "no band is empty", s);
@@ -71,8 +72,12 @@ int main() {
   // fp32 without tensor cores: staged from 90 % up.
   require(at(512, 0.3, 4) == SddmmWay::dense, "fp32 is dense at 70 %", any);
   for (const double density : {0.1, 0.05, 0.02, 0.01}) require(at(512, density, 4) == SddmmWay::staged, "fp32 is staged from 90 %", any);
+  SddmmShape tf32 = square(4096, 512, 0.05, 4);
+  tf32.tf32 = true;
+  require(sddmm_way(tf32, kLarge) == SddmmWay::dense, "fp32 is dense at 95 % where TF32 is allowed", tf32);
   // A list of places, in whatever order, is not staged; nor are fp64 and very long dots.
   require(at(512, 0.06, 2, false) == SddmmWay::dense && at(512, 0.002, 2, false) == SddmmWay::gather, "a list is dense or gathered", any);
+  require(sddmm_way({6, 5, 256, 40000, 2, false, true, false}, kSmall) == SddmmWay::dense, "a list much longer than the product is dense", any);
   require(at(512, 0.1, 8) == SddmmWay::gather && at((1 << 20) + 1, 0.5, 2) == SddmmWay::gather, "fp64 and very long dots are gathered", any);
   std::printf("ok\n");
 }
