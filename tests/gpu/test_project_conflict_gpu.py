@@ -50,7 +50,7 @@ def test_large_lists_agree_with_float64():
     ops.project_conflict_(mine, tasks[1], stats=stats)
     for x, y, other in zip(mine, want, others):
         assert_close(x, y - d / q * other)
-    torch.testing.assert_close(stats[0, :2].double(), torch.stack([d, q]), rtol=1e-6, atol=0)
+    torch.testing.assert_close(stats[0, :2].double(), torch.stack([d, q]), rtol=1e-5, atol=0)
     order = torch.tensor([[1, 2], [2, 0], [0, 1]], device="cuda")
     flat = [x for task in tasks for x in task]
     reference = ops.implementations("pcgrad_combine")["reference"](flat, 3, order)
