@@ -248,8 +248,10 @@ def main() -> None:
     def write() -> None:
         if arguments.report:
             arguments.report.parent.mkdir(parents=True, exist_ok=True)
-            arguments.report.write_text(json.dumps({"gpu": None if arguments.plan else race.timer.name, "yardsticks": race.yard.known(), **versions(),
+            draft = arguments.report.with_suffix(".draft")              # whole or not at all: the process may be ended
+            draft.write_text(json.dumps({"gpu": None if arguments.plan else race.timer.name, "yardsticks": race.yard.known(), **versions(),
                                                     "tables": [table.record() for table in race.tables]}, indent=1))
+            draft.replace(arguments.report)
 
     loaded = {family: load(family) for family in arguments.families or FAMILIES}
     gc.collect()

@@ -12,6 +12,7 @@ A stage has --seconds; what does not fit is listed as left out (time). Nothing i
 a stage whose build is missing builds first, out of its own seconds. Without a GPU the stages say what they skip.
 """
 import argparse
+import contextlib
 import functools
 import hashlib
 import json
@@ -238,7 +239,12 @@ def stage_sanitize(clock: Clock, options) -> list[dict]:
 # ---- bench and train ----
 
 def measurements(text: str) -> list[dict]:
-    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    """The lines of JSON in what a program said."""
+    found = []
+    for line in text.splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            found += [json.loads(line)] if line.startswith("{") else []
+    return found
 
 
 def race(family: str, clock: Clock, seconds: float) -> tuple[dict, dict]:
@@ -319,8 +325,9 @@ def perform(name: str, options) -> list[dict]:
     print(f"=== {name}", flush=True)
     clock, before = Clock(options.seconds), evidence()
     rows = []
-    if name != "build" and before["device"] and not built():
+    if name != "build" and before["device"] and not built() and not getattr(options, "tried", False):      # a build that fails fails once
         rows = stage_build(clock, options)
+    options.tried = True
     rows += globals()[f"stage_{name}"](clock, options)
     if before["device"] and not all("skipped" in r for r in rows):
         RESULTS.mkdir(exist_ok=True)

@@ -86,6 +86,14 @@ def test_build_is_done_once(pretended):
     assert not gpu.built()
 
 
+def test_a_build_that_fails_is_tried_once(pretended, monkeypatch):
+    monkeypatch.setattr(gpu, "find", lambda name: {"nvcc": "false"}.get(name, "true"))
+    bad = [row for row in gpu.perform("sanitize", pretended) if row["name"] == "bad_check"]
+    assert [row.get("ok", row.get("skipped", "")[:9]) for row in bad] == [False, "not built"]
+    again = gpu.perform("bench", pretended)
+    assert not gpu.built() and not any(row["name"] in ("extension", "bad_check") and "ok" in row for row in again)
+
+
 def test_sanitize_builds_first_runs_every_tool_and_is_written(pretended):
     rows = gpu.perform("sanitize", pretended)
     found = verdicts(rows)
