@@ -7,7 +7,10 @@
 namespace sparsekern::cuda {
 namespace {
 
-constexpr int kSweeps = 6;                            // one that may fail, three that count, one that lists, one that finishes
+constexpr int kSweeps = 6;  // one that may fail, three that count, one that lists, one that finishes
+// Granules that cost a block as much as entering and leaving a segment: a guess until measured. So many stand empty between two
+// segments, and whoever has small segments has fewer elements.
+constexpr int kVisitCost = 4;
 constexpr int kSmallChunk = 480, kLargeChunk = 4064;  // words of 8 bytes
 static_assert(sizeof(SelectChunk<kLargeChunk>) + 32 <= kParameterBytes);
 
@@ -52,7 +55,7 @@ int upload(const Words& a, const Words& b, unsigned char* workspace, const Selec
 int launch_short(const SelectTables& tables, int64_t begin, int64_t count, int numel, int threads, const DeviceProps& props, cudaStream_t stream) {
   if (count == 0) return 0;
   const int bytes = numel * static_cast<int>(sizeof(Rank));
-  const int64_t slots = static_cast<int64_t>(props.sms) * std::min(2048 / threads, 220 * 1024 / (bytes + 10 * 1024));
+  const int64_t slots = static_cast<int64_t>(props.sms) * (1024 / threads);  // what registers and shared memory let run together
   SK_LAUNCH(select_short_kernel, static_cast<int>(std::min(count, slots)), threads, bytes, stream, tables, begin, begin + count);
   return static_cast<int>(cudaGetLastError());
 }
@@ -66,6 +69,7 @@ SelectPlan plan_select(SelectEntry* entries, size_t entry_count, SelectSegment* 
     s.numel = 0;
     for (int32_t i = s.entry_begin; i < s.entry_end; ++i) s.numel += entries[i].numel;
     const bool large = s.numel > kSmallSegment;
+    if (large && plan.large > 0) plan.granules += kVisitCost;
     s.first = static_cast<int32_t>(plan.granules);
     int64_t offset = 0;
     for (int32_t i = s.entry_begin; i < s.entry_end; ++i) {
@@ -82,6 +86,11 @@ SelectPlan plan_select(SelectEntry* entries, size_t entry_count, SelectSegment* 
     s.capacity = large ? static_cast<uint32_t>(list_capacity(s.numel)) : 0;
     plan.candidates += s.capacity;
     ++(large ? plan.large : s.numel > kTinySegment ? plan.small : plan.tiny);
+  }
+  int32_t next = static_cast<int32_t>(plan.granules);
+  for (size_t n = segment_count; n-- > 0;) {
+    segments[n].next = next;
+    if (segments[n].state >= 0) next = segments[n].first;
   }
   int64_t tiny = 0, small = plan.tiny, large = plan.tiny + plan.small;
   for (size_t n = 0; n < segment_count; ++n)

@@ -38,6 +38,7 @@ struct SelectSegment {
   int32_t first, last;  // granules
   int64_t numel, list;  // elements; where its candidates begin
   uint32_t capacity;    // of that list
+  int32_t next;         // granule where the next large segment begins
 };
 
 constexpr int64_t kSelectLimit = (int64_t(1) << 32) - (1 << 16);  // elements of one segment: offsets of 32 bits, with room to run over

@@ -46,8 +46,9 @@ __device__ __forceinline__ void sweep_list(const SelectTables& t, const SelectSe
   const SweepSegment& s = *warp.s;
   const int64_t listed = s.state->listed, end = listed * (part + 1) / parts;
   const bool finish = s.mode == SelectMode::finish_list;
+#pragma unroll 4
   for (int64_t i = listed * part / parts + threadIdx.x; i < end; i += kSweepThreads) {
-    const Rank x = s.list[i];
+    const Rank x = __ldg(s.list + i);
     const bool inside = x >= s.low && x <= s.high;
     if (inside && finish) finalists[atomicAdd(&s.state->finalists, 1u)] = x;
     else if (inside) warp.count(x);
@@ -129,6 +130,10 @@ __global__ void __launch_bounds__(kSweepThreads, kSweepBlocksPerSm) select_sweep
   const int stop = share(tables, blockIdx.x + 1);
   for (int g = share(tables, blockIdx.x); g < stop;) {
     const SelectSegment& s = tables.segments[tables.entries[entry_at(tables, g)].segment];
+    if (g >= s.last) {
+      g = s.next;
+      continue;
+    }
     if (threadIdx.x == 0) current.set(tables, s);
     __syncthreads();
     const int begin = g, first_block = block_of(tables, s.first), parts = block_of(tables, s.last - 1) - first_block + 1;
