@@ -14,6 +14,7 @@ import functools
 import importlib
 import json
 import re
+import subprocess
 import sys
 import tempfile
 from collections import defaultdict
@@ -176,6 +177,8 @@ def main() -> None:
     runs = gpu_runs()
     rows = cuda_rows(arguments.compile, runs) + ([] if arguments.no_triton else triton_rows(runs))
     command = " ".join(["python scripts/kernel_table.py"] + ["--compile"] * arguments.compile + ["--no-triton"] * arguments.no_triton)
+    commit = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
+    command += f" at commit {commit}" if commit else ""
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "kernels.md").write_text(markdown(rows, command))
     (arguments.out / "kernels.json").write_text(json.dumps({"command": command, "rows": rows}, indent=1) + "\n")
