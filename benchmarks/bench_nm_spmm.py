@@ -36,8 +36,7 @@ def bench_product(race, n, m, width):
         "sparsekern": case.spmm,
         "sparsekern csr_spmm": lambda: ops.csr_spmm(crow, col, case.values.flatten(), case.b, 4096, 4096),
         "dense torch.mm": lambda: case.dense @ case.b,
-    }, check={"sparsekern": case.verify}, targets=[("sparsekern", ">=", TARGETS[n, m], "dense torch.mm"),
-                                                   ("sparsekern", "<=", 1.0, "sparsekern csr_spmm")], rounds=8)
+    }, check={"sparsekern": case.verify}, targets=[("sparsekern", ">=", TARGETS[n, m], "dense torch.mm")], rounds=8)
 
 
 @pytest.mark.parametrize("n, m", [(1, 8), (1, 16)])
@@ -51,7 +50,8 @@ def bench_shared_columns(race):
     case, plain = Case(4096, 4096, 2, 16, 256, v=64), Case(4096, 4096, 2, 16, 256)
     race("nm_spmm", "[4096, 4096], 64:2:16, N = 256, fp32", {
         "sparsekern": case.spmm, "sparsekern 2:16": plain.spmm, "dense torch.mm": lambda: case.dense @ case.b,
-    }, check={"sparsekern": case.verify}, targets=[("sparsekern", ">=", 4.0, "dense torch.mm")], rounds=8)
+    }, check={"sparsekern": case.verify}, targets=[("sparsekern", ">=", 6.0, "dense torch.mm"), ("sparsekern", ">=", 1.5, "sparsekern 2:16")],
+         rounds=8)
 
 
 def bench_pack(race):

@@ -128,9 +128,10 @@ def packed(shape: str, sparsity: float):
 
 
 def host_time(table: Table) -> list[str]:
-    """The plan asks for 25 us inside the C++ entry; this is the whole call from Python, list conversion included."""
+    """The plan asks for 25 us inside the C++ entry; what is timed is the whole call from Python, list conversion included."""
     row = next((row for row in table.rows if row["name"] == "sparsekern bits" and "host_ms" in row), None)
-    return [f"host time of the whole Python call: {row['host_ms'] * 1e3:.0f} us"] if row else []
+    words = "host time of the whole Python call, 161 tensors (25 us are asked of its C++ part)"
+    return [f"{'met: ' if row['host_ms'] <= 0.025 else ''}{words}: {row['host_ms'] * 1e3:.0f} us"] if row else []
 
 
 FUSED = "torch fused SGD + float masks"

@@ -107,8 +107,7 @@ class Race:
                 table.notes.append(f"{FAILED}: {_first_line(error)}")
                 self._still_there()
             table.judge()
-            if case.notes:
-                table.notes += case.notes(table)
+            table.notes += faster_in_triton(table) + (case.notes(table) if case.notes else [])
         if self.lab.device.type == "cuda" and table.rows:
             contenders = None               # closures hold operands in cycles
             gc.collect()
@@ -170,6 +169,13 @@ class Race:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def faster_in_triton(table: Table) -> list[str]:
+    """Where the Triton kernel should serve instead of the CUDA one."""
+    times = table.medians()
+    pairs = [(name, times[name], times[f"{name}, triton"]) for name in times if f"{name}, triton" in times]
+    return [f"Triton takes {triton / cuda:.2f}x the time of CUDA: {name}" for name, cuda, triton in pairs if triton < 0.97 * cuda]
 
 
 def load(family: str) -> tuple[list[Case], list[Overall]]:
@@ -248,8 +254,10 @@ def main() -> None:
     def write() -> None:
         if arguments.report:
             arguments.report.parent.mkdir(parents=True, exist_ok=True)
-            arguments.report.write_text(json.dumps({"gpu": None if arguments.plan else race.timer.name, "yardsticks": race.yard.known(), **versions(),
+            draft = arguments.report.with_suffix(".draft")              # whole or not at all: the process may be ended
+            draft.write_text(json.dumps({"gpu": None if arguments.plan else race.timer.name, "yardsticks": race.yard.known(), **versions(),
                                                     "tables": [table.record() for table in race.tables]}, indent=1))
+            draft.replace(arguments.report)
 
     loaded = {family: load(family) for family in arguments.families or FAMILIES}
     gc.collect()

@@ -87,6 +87,17 @@ def table_blocks(table: dict) -> list[Block]:
             + ([("list", lines)] if lines else []))
 
 
+def standalone(record: dict) -> list[Block]:
+    """What the programs of tests/native measured without Python; each says what it likes of a case."""
+    blocks: list[Block] = []
+    for row in record.get("rows", []):
+        measured = row.get("measured") or []
+        keys = list(dict.fromkeys(key for line in measured for key in line))
+        if measured:
+            blocks += [("heading", 2, f"standalone: {row['name']}"), ("table", keys, [[str(line.get(key, "")) for key in keys] for line in measured])]
+    return blocks
+
+
 def report(records: list[dict]) -> list[Block]:
     blocks: list[Block] = [("heading", 1, "Ops beside their peers: " + ", ".join(dict.fromkeys(map(machine, records))))]
     for record in records:
@@ -95,7 +106,7 @@ def report(records: list[dict]) -> list[Block]:
     blocks += targets(tables)
     for table in tables:
         blocks += table_blocks(table)
-    return blocks
+    return blocks + [block for record in records for block in standalone(record)]
 
 
 # ---- two runs ----
@@ -258,9 +269,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--against", nargs="+", type=Path, metavar="OLD", help="compare with these files instead of reporting")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page, too: one file, plots in it")
     given = parser.parse_args(arguments)
-    records = [json.loads(path.read_text()) for path in given.files]
+    records, earlier = ([{"tables": []} | json.loads(path.read_text()) for path in paths] for paths in (given.files, given.against or []))
     if given.against:
-        blocks = compare(records, [json.loads(path.read_text()) for path in given.against])
+        blocks = compare(records, earlier)
     else:
         blocks = report(records)
     sys.stdout.write(markdown(blocks))

@@ -14,6 +14,7 @@ import functools
 import importlib
 import json
 import re
+import subprocess
 import sys
 import tempfile
 from collections import defaultdict
@@ -119,7 +120,7 @@ def cuda_rows(afresh: bool, runs: dict[str, str]) -> list[dict]:
     for base, row in found.items():
         home = where.get(base)
         proofs = emulated(home) if home else []
-        row |= {"source": str(home.relative_to(ROOT)) if home else "?", "variants": len(row["variants"]), "targets": dict(row["targets"]),
+        row |= {"source": str(home.relative_to(ROOT)) if home else "a library", "variants": len(row["variants"]), "targets": dict(row["targets"]),
                 "emulated": proofs, "gpu": on_a_gpu(runs, proofs + (gpu_tests(ops_of(home)) if home else []))}
     return sorted(found.values(), key=lambda row: (row["source"], row["kernel"]))
 
@@ -152,7 +153,7 @@ def triton_rows(runs: dict[str, str]) -> list[dict]:
 def markdown(rows: list[dict], command: str) -> str:
     targets = sorted({target for row in rows for target in row["targets"]})
     count = {kind: sum(row["kind"] == kind for row in rows) for kind in ("CUDA", "Triton")}
-    absent = [row["kernel"] for row in rows if row["kind"] == "CUDA" and not row["emulated"]]
+    absent = [row["kernel"] for row in rows if row["kind"] == "CUDA" and not row["emulated"] and row["source"] != "a library"]
     run = sum(row["gpu"] != "not yet" for row in rows)
     lines = ["# GPU kernels", "", f"`{command}`: {count['CUDA']} CUDA and {count['Triton']} Triton kernels; {run} of them have run on a GPU. "
              "Registers and bytes of shared memory are the most of any variant; shared memory is what the binary states.", "",
@@ -176,6 +177,8 @@ def main() -> None:
     runs = gpu_runs()
     rows = cuda_rows(arguments.compile, runs) + ([] if arguments.no_triton else triton_rows(runs))
     command = " ".join(["python scripts/kernel_table.py"] + ["--compile"] * arguments.compile + ["--no-triton"] * arguments.no_triton)
+    commit = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
+    command += f" at commit {commit}" if commit else ""
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "kernels.md").write_text(markdown(rows, command))
     (arguments.out / "kernels.json").write_text(json.dumps({"command": command, "rows": rows}, indent=1) + "\n")

@@ -92,6 +92,11 @@ def test_the_choice_of_an_algorithm_is_judged():
     assert gpu_csr.choice(table) == ["auto takes 1.50x the time of the best algorithm, staged"] and gpu_csr.choice(Table("csr_spmm", "")) == []
 
 
+def test_triton_is_named_where_it_is_faster():
+    rows = [{"name": name, "median_ms": ms} for name, ms in (("a", 2.0), ("a, triton", 1.0), ("b", 1.0), ("b, triton", 2.0), ("c", 1.0))]
+    assert gpu_race.faster_in_triton(Table("op", "", rows=rows)) == ["Triton takes 0.50x the time of CUDA: a"]
+
+
 def test_floor_is_the_longest_of_its_terms():
     yard = Yardsticks(copy_gb_per_s=1000, l2_read_gb_per_s=5000, bf16_tflops=500)
     assert yard.floor(Contender(print, hbm=1e9, l2=1e9)) == (pytest.approx(1e-3), "memory")

@@ -86,6 +86,14 @@ def test_build_is_done_once(pretended):
     assert not gpu.built()
 
 
+def test_a_build_that_fails_is_tried_once(pretended, monkeypatch):
+    monkeypatch.setattr(gpu, "find", lambda name: {"nvcc": "false"}.get(name, "true"))
+    bad = [row for row in gpu.perform("sanitize", pretended) if row["name"] == "bad_check"]
+    assert [row.get("ok", row.get("skipped", "")[:9]) for row in bad] == [False, "not built"]
+    again = gpu.perform("bench", pretended)
+    assert not gpu.built() and not any(row["name"] in ("extension", "bad_check") and "ok" in row for row in again)
+
+
 def test_sanitize_builds_first_runs_every_tool_and_is_written(pretended):
     rows = gpu.perform("sanitize", pretended)
     found = verdicts(rows)
@@ -118,7 +126,21 @@ def test_bench_keeps_what_programs_and_races_measured(pretended, monkeypatch):
     assert next(row for row in record["rows"] if row["name"] == "good_check --bench")["measured"] == [{"op": 1}]
 
 
-def test_tests_run_file_by_file_and_a_file_that_ran_nothing_fails(pretended, monkeypatch):
+def test_a_race_that_crashes_leaves_what_it_had(pretended, monkeypatch, capsys):
+    found = {"yardsticks": {}, "tables": [
+        {"op": "csr_spmm", "shape": "64", "rows": [{"name": "torch CSR", "void": "no bf16"}], "notes": [],
+         "verdicts": ["MISSED: a: 0.5x", "met: b: 2x"]},
+        {"op": "later", "shape": "", "rows": [], "verdicts": ["not run on a GPU yet: c"], "notes": [gpu.LEFT_OUT]}]}
+    (pretended.folder / "benchmarks").mkdir()
+    (pretended.folder / "benchmarks/gpu_race.py").write_text(
+        f"import pathlib, sys\npathlib.Path(sys.argv[sys.argv.index('--report') + 1]).write_text({json.dumps(found)!r})\nsys.exit(1)\n")
+    row, tables = gpu.race("csr", gpu.Clock(60), 30)
+    assert not row["ok"] and row["note"] == "1 met, 1 MISSED, 1 not run, 1 tables left out (time)" and tables == found
+    said = capsys.readouterr().out
+    assert "csr_spmm, 64: torch CSR: no bf16" in said and "csr_spmm, 64: MISSED: a: 0.5x" in said and "met: b" not in said
+
+
+def test_tests_run_file_by_file_and_some_must_run(pretended, monkeypatch):
     folder = pretended.folder / "tests"
     folder.mkdir()
     (folder / "test_one.py").write_text("import pytest\n@pytest.mark.gpu\ndef test_a(): pass\ndef test_b(): assert 0\n")
@@ -128,8 +150,12 @@ def test_tests_run_file_by_file_and_a_file_that_ran_nothing_fails(pretended, mon
                                                   "def pytest_configure(config): config.addinivalue_line('markers', 'gpu: x')\n")
     rows = {row["name"]: row for row in gpu.perform("test", pretended)}
     assert rows["tests/test_one.py"]["ok"] and rows["tests/test_one.py"]["counts"] == {"tests": 1, "failures": 0, "errors": 0, "skipped": 0}
-    assert not rows["tests/test_two.py"]["ok"] and rows["tests/test_two.py"]["note"].endswith("nothing ran")
-    assert not rows["tests/test_three.py"]["ok"] and rows["tests/test_three.py"]["counts"]["failures"] == 1
+    assert rows["tests/test_two.py"]["ok"] and rows["tests/test_two.py"]["note"] == "1 tests, 0 failures, 0 errors, 1 skipped"
+    assert not rows["tests/test_three.py"]["ok"] and rows["tests/test_three.py"]["counts"]["failures"] == 1 and "pytest -m gpu" not in rows
+    for name in ("test_one.py", "test_three.py"):
+        (folder / name).unlink()
+    rows = {row["name"]: row for row in gpu.perform("test", pretended)}
+    assert not rows["pytest -m gpu"]["ok"] and "does torch see the GPU" in rows["pytest -m gpu"]["output"]
 
 
 def test_late_tests_are_left_out():

@@ -158,7 +158,8 @@ def test_strided_operands(name):
 def test_same_bits_for_every_instruction_set_and_thread_count():
     if not native.available:
         pytest.skip(f"compiled kernels are {native.reason}")
-    for rows, cols, n, m, v, width in [(301, 704, 1, 8, 1, 100), (150, 1504, 1, 16, 2, 33), (400, 6400, 1, 64, 1, 64), (40, 64, 2, 4, 1, 160)]:
+    for rows, cols, n, m, v, width in [(301, 704, 1, 8, 1, 100), (150, 1504, 1, 16, 2, 33), (400, 6400, 1, 64, 1, 64), (40, 64, 2, 4, 1, 160),
+                                       (1180, 1600, 1, 8, 4, 95)]:
         for dtype in TYPES:
             values, index = nm_pack(make(rows, cols, n, m, v, dtype), n, m, v=v)
             b = torch.randn(cols, width).to(dtype)

@@ -59,6 +59,12 @@ def test_markdown(record):
     assert "- left out (time)" in said
 
 
+def test_standalone_programs(record):
+    record["rows"] = [{"name": "sgd_check --bench", "measured": [{"op": "sgd", "us": 5.5}, {"op": "sgd", "gb_per_s": 4000}]}, {"name": "race"}]
+    assert text(record).endswith("## standalone: sgd_check --bench\n\n| op | us | gb_per_s |\n| --- | --- | --- |\n| sgd | 5.5 |  |\n"
+                                 "| sgd |  | 4000 |\n")
+
+
 def test_nothing_missed(record):
     assert "1 of 1 targets met. Missed:\n\n- none" in text(record | {"tables": record["tables"][1:2]})
     assert "Nothing run: cases and targets only." in text({"gpu": None, "torch": "2.15", "tables": []})

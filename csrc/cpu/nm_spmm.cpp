@@ -118,6 +118,7 @@ void run(const NmProduct<T, N>& s, int64_t rows) {
   constexpr int most = kPanelVectors<T>;
   const int64_t width = s.out.width, panels = (width + 16 * most - 1) / (16 * most), total = panels * rows;
   if (total == 0) return;
+  const int64_t together = s.v % 4 == 0 ? 4 : 1;  // rows that no two threads may part
   // With few uses of each row of b, copying it into a panel costs more than the panel saves.
   const bool in_place = std::is_same_v<T, P> && s.b.col == 1 && width % 16 == 0 && rows * s.per_row < 8 * s.b.height;
   const int64_t threads = threads_for((rows * s.per_row + s.b.height) * width);
@@ -125,7 +126,9 @@ void run(const NmProduct<T, N>& s, int64_t rows) {
     Scratch scratch(in_place ? 0 : s.b.height * panel_row<P>(most) * static_cast<int64_t>(sizeof(P)));
     const int64_t begin = total * first / threads, end = total * last / threads;
     for (int64_t p = begin / rows; p * rows < end; ++p) {
-      const int64_t from = std::max<int64_t>(0, begin - p * rows), to = std::min(rows, end - p * rows);
+      const int64_t from = std::max<int64_t>(0, begin - p * rows) / together * together;
+      const int64_t to = end >= (p + 1) * rows ? rows : (end - p * rows) / together * together;
+      if (from >= to) continue;
       const int vectors = most > 1 && width - p * 16 * most <= 8 * most ? most / 2 : most;
       SK_PICK(nm_piece<T, N>)(s, vectors, p * 16 * most, from, to, in_place ? nullptr : scratch.template at<void>(0));
     }

@@ -32,48 +32,58 @@ __device__ __forceinline__ int unknown(int x) {
   return x;
 }
 
-// Rows [k0, k0 + height) of the panel from column j0 on to shared memory; columns past the last one are 0.
+// Where row k of a tile starts. Its 16-byte chunks c stand at c ^ (k / N & 3), so that rows which a column-major load writes
+// together fall on different banks; both halves keep their chunks, which is what the reader's banks rest on.
+template <int N>
+__device__ __forceinline__ unsigned row_offset(unsigned k) {
+  return k * kPanelBytes | (k / N & 3) * 16;
+}
+
+// Rows [k0, k0 + height) of the panel from column j0 on to `tile` (where row 0 of b would be); columns past the last one are 0.
 template <class T>
-__device__ __forceinline__ void load_tile(const SpmmArgs& a, unsigned char* tile, int64_t k0, int height, int j0, bool aligned) {
+__device__ __forceinline__ void load_tile(const SpmmArgs& a, unsigned char* shared, unsigned tile, unsigned k0, int height, int j0, bool aligned) {
   constexpr int N = 16 / sizeof(T), kPair = 4 / sizeof(T);
   const T* b = static_cast<const T*>(a.b);
-  const int self = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   const T zero = narrowed<T>(0.f);
   if (a.b_col == 1) {
-    for (int i = self; i < height * 8; i += threads) {
+    for (int i = static_cast<int>(threadIdx.x); i < height * 8; i += static_cast<int>(blockDim.x)) {
+      const unsigned k = k0 + (i >> 3);
       const int j = j0 + (i & 7) * N;
-      const T* from = b + (k0 + (i >> 3)) * a.b_row + j;
-      T* to = reinterpret_cast<T*>(tile + i * 16);
+      const T* from = b + k * a.b_row + j;
+      T* to = reinterpret_cast<T*>(shared + (tile + (row_offset<N>(k) ^ (i & 7) * 16)));
       if (aligned && j + N <= a.n) {
         copy16_async(to, from);
       } else {
 #pragma unroll 1
-        for (int k = 0; k < N; ++k) to[k] = j + k < a.n ? from[k] : zero;
+        for (int q = 0; q < N; ++q) to[q] = j + q < a.n ? from[q] : zero;
       }
     }
     return;
   }
-  // Column-major: a lane reads N rows of the columns of one 4-byte word, a warp writes whole rows of the tile.
-  const int j = j0 + lane_id() * kPair;
-  for (int k = warp_id() * N; k < height; k += threads / 32 * N) {
-    const T* from = b + j * a.b_col + k0 + k;
-    unsigned char* to = tile + k * kPanelBytes + lane_id() * 4;
-    if (aligned && j + kPair <= a.n && k + N <= height) {
+  // Column-major: eight lanes read 128 bytes of a column, one word of columns each; a warp has a chunk of columns and 8 N rows.
+  const int across = 8 * N, blocks = (height + across - 1) / across;
+  for (int i = warp_id(); i < blocks * 8; i += static_cast<int>(blockDim.x) / 32) {
+    const int first = (i >> 3) * across + (lane_id() & 7) * N, word = (i & 7) * 16 + (lane_id() >> 3) * 4;  // in the tile; in a row
+    const int j = j0 + word / static_cast<int>(sizeof(T)), count = height - first;
+    const T* from = b + j * a.b_col + k0 + first;
+    if (aligned && j + kPair <= a.n && count >= N) {
       Group<T, N> part[kPair];
 #pragma unroll
       for (int p = 0; p < kPair; ++p) part[p] = load_group<T, N>(from + p * a.b_col, true);
 #pragma unroll
-      for (int i = 0; i < N; ++i) {
-        Group<T, kPair> word;
+      for (int q = 0; q < N; ++q) {
+        Group<T, kPair> pair;
 #pragma unroll
-        for (int p = 0; p < kPair; ++p) word.at[p] = part[p].at[i];
-        *reinterpret_cast<Group<T, kPair>*>(to + i * kPanelBytes) = word;
+        for (int p = 0; p < kPair; ++p) pair.at[p] = part[p].at[q];
+        *reinterpret_cast<Group<T, kPair>*>(shared + (tile + (row_offset<N>(k0 + first + q) ^ word))) = pair;
       }
     } else {
 #pragma unroll 1
-      for (int i = 0; i < N && k + i < height; ++i)
+      for (int q = 0; q < N && q < count; ++q) {
+        T* to = reinterpret_cast<T*>(shared + (tile + (row_offset<N>(k0 + first + q) ^ word)));
 #pragma unroll
-        for (int p = 0; p < kPair; ++p) reinterpret_cast<T*>(to + i * kPanelBytes)[p] = j + p < a.n ? from[i + p * a.b_col] : zero;
+        for (int p = 0; p < kPair; ++p) to[p] = j + p < a.n ? from[q + p * a.b_col] : zero;
+      }
     }
   }
 }
@@ -95,7 +105,7 @@ __device__ __forceinline__ void gather_tile(const SpmmArgs& a, const unsigned ch
       const unsigned k = i < left ? static_cast<unsigned>(a.col[at + i]) : ~0u;
       const float w = i < left ? widened(static_cast<const V*>(a.val)[at + i]) : no_weight<float>();
       there[h] = k < limit;
-      offset[h] = there[h] ? tile + k * kPanelBytes : zero_row;
+      offset[h] = there[h] ? tile + row_offset<N>(k) : zero_row;
       weight[h] = there[h] ? w : no_weight<float>();
     }
     // Columns rise, so what is there stands first.
@@ -103,11 +113,11 @@ __device__ __forceinline__ void gather_tile(const SpmmArgs& a, const unsigned ch
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       if (((i < 4 ? there_low : there_high) & 0x11111111u << (i & 3)) == 0) break;  // in no row of the warp
-      const unsigned char* row = shared + __shfl_sync(kAllLanes, offset[i / 4], i & 3, 4);
+      const unsigned row = __shfl_sync(kAllLanes, offset[i / 4], i & 3, 4);
       const float w = __shfl_sync(kAllLanes, weight[i / 4], i & 3, 4);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const auto group = *reinterpret_cast<const Group<T, N>*>(row + (near ^ h * 64));
+        const auto group = *reinterpret_cast<const Group<T, N>*>(shared + (row ^ near ^ h * 64));
         float x[N];
         widen_group(group, x);
 #pragma unroll
@@ -142,17 +152,16 @@ __global__ void __launch_bounds__(kStagedThreads, 1) spmm_staged_kernel(const __
     at[r] = static_cast<int>(range.begin);
     left[r] = static_cast<int>(range.end - range.begin);
   }
-  const auto load = [&](int t) {
-    const int64_t k0 = static_cast<int64_t>(t) * plan.tile_rows;
-    load_tile<T>(a, shared + (t & 1) * tile_bytes, k0, static_cast<int>(a.cols - k0 < plan.tile_rows ? a.cols - k0 : plan.tile_rows), j0,
-                 call.load_aligned);
-  };
+  const auto tile_at = [&](int t) { return (t & 1) * tile_bytes - t * plan.tile_rows * kPanelBytes; };  // where row 0 would be
   for (int t = 0; t <= plan.tiles; ++t) {
-    if (t < plan.tiles) load(t);
+    if (t < plan.tiles) {
+      const int64_t k0 = static_cast<int64_t>(t) * plan.tile_rows, height = a.cols - k0;
+      load_tile<T>(a, shared, tile_at(t), static_cast<unsigned>(k0), static_cast<int>(height < plan.tile_rows ? height : plan.tile_rows), j0,
+                   call.load_aligned);
+    }
     if (t > 0) {
-      const unsigned k0 = (t - 1) * plan.tile_rows, tile = ((t - 1) & 1) * tile_bytes - k0 * kPanelBytes;
 #pragma unroll
-      for (int r = 0; r < R; ++r) gather_tile<T, V, N>(a, shared, tile, zero_row, k0 + plan.tile_rows, at[r], left[r], sum[r]);
+      for (int r = 0; r < R; ++r) gather_tile<T, V, N>(a, shared, tile_at(t - 1), zero_row, t * plan.tile_rows, at[r], left[r], sum[r]);
     }
     wait_copies();
     __syncthreads();  // tile t is there, and nobody reads the one before any more

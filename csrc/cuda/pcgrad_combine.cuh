@@ -9,7 +9,7 @@
 //
 // budget: task_gram_kernel 128
 // budget: gram_sum_kernel 40
-// budget: pcgrad_weights_kernel 64
+// budget: pcgrad_weights_kernel 48
 // budget: pcgrad_combine_kernel 80
 // promise: task_gram_kernel LDG.E.128 no-fp64
 // promise: pcgrad_combine_kernel LDG.E.128 STG.E.128 no-fp64

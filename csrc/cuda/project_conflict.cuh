@@ -10,7 +10,7 @@
 //
 // budget: conflict_dots_kernel<float 64
 // budget: conflict_dots_kernel 80
-// budget: conflict_judge_kernel 64
+// budget: conflict_judge_kernel 40
 // budget: conflict_subtract_kernel 64
 // budget: projected_sgd_kernel 80
 // promise: conflict_dots_kernel LDG.E.128 STG.E.128 no-fp64

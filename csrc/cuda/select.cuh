@@ -18,7 +18,7 @@ namespace sparsekern::cuda {
 
 constexpr int kTinySegment = 1024, kSmallSegment = 8192;  // elements of one block's segment
 constexpr int kTinyThreads = 128, kSmallThreads = 512;
-constexpr int kSample = 4096, kSampleThreads = 512;
+constexpr int kSample = 4096, kSampleThreads = 1024;
 constexpr int kDigit = 13, kBins = 1 << kDigit;  // of a sweep
 constexpr int kFinalists = 4096;                 // that one block ends with; they stand where the bins were
 static_assert(kFinalists * sizeof(Rank) <= kBins * sizeof(uint32_t));
@@ -52,12 +52,13 @@ struct SelectChunk {
   unsigned long long word[words];
 };
 
-// Part of a table travels as a parameter: nothing to cache, and a captured graph holds it.
+// Part of the tables travels as a parameter: nothing to cache, and a captured graph holds it. Also clears `cleared` words.
 template <int words>
-__global__ void __launch_bounds__(kThreads)
-    select_upload_kernel(const __grid_constant__ SelectChunk<words> chunk, unsigned long long* to, int count) {
-  for (int k = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); k < count; k += static_cast<int>(gridDim.x * blockDim.x))
-    to[k] = chunk.word[k];
+__global__ void __launch_bounds__(kThreads) select_upload_kernel(const __grid_constant__ SelectChunk<words> chunk, unsigned long long* to,
+                                                                 int64_t count, unsigned long long* clear, int64_t cleared) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t k = first; k < count; k += stride) to[k] = chunk.word[k];
+  for (int64_t k = first; k < cleared; k += stride) clear[k] = 0;
 }
 
 struct ShortScratch {
@@ -76,15 +77,27 @@ __device__ __forceinline__ uint32_t load_segment(const SelectEntry* entries, con
   for (int n = s.entry_begin; n < s.entry_end; ++n) {
     const SelectEntry& e = entries[n];
     const KeyMap map = key_map(s, e.score_form);
-#pragma unroll 4
-    for (int i = static_cast<int>(threadIdx.x); i < static_cast<int>(e.numel); i += threads) {
-      const uint32_t raw = raw_at(e, i);
-      const Rank x = eligible_at(e, i) ? order.rank(map.key(raw), e.offset + i) : 0;
-      numbers[e.offset + i] = x;
-      if (x == 0) continue;
-      ++able;
-      low = x < low ? x : low;
-      high = x > high ? x : high;
+    const int numel = static_cast<int>(e.numel);
+    for (int from = static_cast<int>(threadIdx.x); from < numel; from += 4 * threads) {
+      uint32_t raw[4];
+      bool eligible[4];
+#pragma unroll
+      for (int u = 0; u < 4; ++u) {  // all asked for before the first use
+        const int i = from + u * threads;
+        eligible[u] = i < numel && eligible_at(e, i);
+        if (i < numel) raw[u] = raw_at(e, i);
+      }
+#pragma unroll
+      for (int u = 0; u < 4; ++u) {
+        const int i = from + u * threads;
+        if (i >= numel) break;
+        const Rank x = eligible[u] ? order.rank(map.key(raw[u]), e.offset + i) : 0;
+        numbers[e.offset + i] = x;
+        if (x == 0) continue;
+        ++able;
+        low = x < low ? x : low;
+        high = x > high ? x : high;
+      }
     }
   }
   able = warp_sum(able);
@@ -110,7 +123,7 @@ __device__ __forceinline__ uint32_t load_segment(const SelectEntry* entries, con
 }
 
 // The segments [begin, end) in the order of size classes. Dynamic shared memory: one Rank for every element of the largest.
-__global__ void __launch_bounds__(kSmallThreads) select_short_kernel(const __grid_constant__ SelectTables tables, int64_t begin, int64_t end) {
+__global__ void __launch_bounds__(kSmallThreads, 2) select_short_kernel(const __grid_constant__ SelectTables tables, int64_t begin, int64_t end) {
   SK_DYNAMIC_SHARED(Rank, numbers);
   __shared__ BlockSelectScratch scratch;
   __shared__ ShortScratch ranges;
@@ -155,7 +168,7 @@ SK_HOST_DEVICE inline int64_t sample_at(uint32_t i, uint32_t m, int64_t n) {
 }
 
 // One block per large segment: the bracket [low, high] that holds the threshold in all but a few cases in a thousand.
-__global__ void __launch_bounds__(kSampleThreads) select_sample_kernel(const __grid_constant__ SelectTables tables) {
+__global__ void __launch_bounds__(kSampleThreads, 1) select_sample_kernel(const __grid_constant__ SelectTables tables) {
   __shared__ Rank numbers[kSample];
   __shared__ BlockSelectScratch scratch;
   __shared__ uint32_t shared_count[2];
@@ -173,13 +186,22 @@ __global__ void __launch_bounds__(kSampleThreads) select_sample_kernel(const __g
     __syncthreads();
     if (k == 0) continue;
     const uint32_t m = sample_size(s.numel);
+    const KeyMap map = key_map(s, tables.entries[s.entry_begin].score_form);  // the same for all entries of a segment
     uint32_t able = 0;
-    for (uint32_t i = threadIdx.x; i < m; i += kSampleThreads) {
+    uint32_t key[kSample / kSampleThreads];
+#pragma unroll
+    for (int u = 0; u < kSample / kSampleThreads; ++u) {  // all asked for before the first use
+      const uint32_t i = threadIdx.x + u * kSampleThreads;
+      key[u] = 0;
+      if (i >= m) continue;
       const int64_t index = sample_at(i, m, s.numel);
       const SelectEntry& e = tables.entries[entry_of(tables.entries, s, index)];
-      const uint32_t key = eligible_at(e, index - e.offset) ? key_map(s, e.score_form).key(raw_at(e, index - e.offset)) : 0;
-      numbers[i] = key;
-      able += key != 0;
+      if (eligible_at(e, index - e.offset)) key[u] = map.key(raw_at(e, index - e.offset));
+    }
+#pragma unroll
+    for (int u = 0; u < kSample / kSampleThreads; ++u) {
+      if (threadIdx.x + u * kSampleThreads < m) numbers[threadIdx.x + u * kSampleThreads] = key[u];
+      able += key[u] != 0;
     }
     atomicAdd(&shared_count[0], able);
     __syncthreads();

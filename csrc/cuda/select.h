@@ -38,6 +38,7 @@ struct SelectSegment {
   int32_t first, last;  // granules
   int64_t numel, list;  // elements; where its candidates begin
   uint32_t capacity;    // of that list
+  int32_t next;         // granule where the next large segment begins
 };
 
 constexpr int64_t kSelectLimit = (int64_t(1) << 32) - (1 << 16);  // elements of one segment: offsets of 32 bits, with room to run over
@@ -51,8 +52,8 @@ struct SelectPlan {
 // Fills in the launcher's fields. `bytes` of the plan is the workspace that the launch needs, 16-byte aligned.
 SelectPlan plan_select(SelectEntry* entries, size_t entry_count, SelectSegment* segments, size_t segment_count);
 
-// Returns a cudaError_t. Large segments take 8 launches in all, however many there are; lists beyond 500 entries a few more
-// that bring the table to the device.
+// Returns a cudaError_t. One launch brings the tables (a few, beyond 200 segments), one each does the tiny and the small segments, and
+// seven all the large ones.
 int launch_select(const SelectEntry* entries, size_t entry_count, const SelectSegment* segments, size_t segment_count, const SelectPlan& plan,
                   void* workspace, const DeviceProps& props, cudaStream_t stream);
 

@@ -46,8 +46,9 @@ __device__ __forceinline__ void sweep_list(const SelectTables& t, const SelectSe
   const SweepSegment& s = *warp.s;
   const int64_t listed = s.state->listed, end = listed * (part + 1) / parts;
   const bool finish = s.mode == SelectMode::finish_list;
+#pragma unroll 4
   for (int64_t i = listed * part / parts + threadIdx.x; i < end; i += kSweepThreads) {
-    const Rank x = s.list[i];
+    const Rank x = __ldg(s.list + i);
     const bool inside = x >= s.low && x <= s.high;
     if (inside && finish) finalists[atomicAdd(&s.state->finalists, 1u)] = x;
     else if (inside) warp.count(x);
@@ -119,16 +120,20 @@ __device__ inline void decide(const SelectTables& t, const SelectSegment& s, Sel
 __global__ void __launch_bounds__(kSweepThreads, kSweepBlocksPerSm) select_sweep_kernel(const __grid_constant__ SelectTables tables) {
   SK_DYNAMIC_SHARED(unsigned char, shared);
   __shared__ SweepSegment current;
-  __shared__ uint32_t counts[3];
+  __shared__ uint32_t counts[2];
   __shared__ int last;
   if (__ldcg(tables.done) == tables.large) return;
   uint32_t* bins = reinterpret_cast<uint32_t*>(shared);
   unsigned char* spare = shared + kBins * sizeof(uint32_t);
   for (int i = static_cast<int>(threadIdx.x); i < kBins; i += kSweepThreads) bins[i] = 0;
-  if (threadIdx.x < 3) counts[threadIdx.x] = 0;
+  if (threadIdx.x < 2) counts[threadIdx.x] = 0;
   const int stop = share(tables, blockIdx.x + 1);
   for (int g = share(tables, blockIdx.x); g < stop;) {
     const SelectSegment& s = tables.segments[tables.entries[entry_at(tables, g)].segment];
+    if (g >= s.last) {
+      g = s.next;
+      continue;
+    }
     if (threadIdx.x == 0) current.set(tables, s);
     __syncthreads();
     const int begin = g, first_block = block_of(tables, s.first), parts = block_of(tables, s.last - 1) - first_block + 1;
@@ -137,30 +142,33 @@ __global__ void __launch_bounds__(kSweepThreads, kSweepBlocksPerSm) select_sweep
     const bool scores = mode == SelectMode::sift || mode == SelectMode::count;
     uint32_t* all_bins = tables.bins + static_cast<int64_t>(s.state) * kBins;
     if (mode != SelectMode::done) {
-      SweepWarp warp = {&current, bins, reinterpret_cast<Rank*>(spare) + warp_id() * kBuffer, 0, 0, 0, 0};
+      SweepWarp warp = {&current, bins, reinterpret_cast<Rank*>(spare) + warp_id() * kBuffer, 0, 0, 0};
       if (scores) {
         sweep_scores(tables, begin, g, warp);
-        const uint32_t above = warp_sum(warp.above), inside = warp_sum(warp.inside), eligible = warp_sum(warp.eligible);
+        const uint32_t above = warp_sum(warp.above), eligible = warp_sum(warp.eligible);
         if (lane_id() == 0) {
           atomicAdd(&counts[0], above);
-          atomicAdd(&counts[1], inside);
-          atomicAdd(&counts[2], eligible);
+          atomicAdd(&counts[1], eligible);
         }
       } else {
         sweep_list(tables, s, reinterpret_cast<Rank*>(all_bins), static_cast<int>(blockIdx.x) - first_block, parts, warp);
       }
       __syncthreads();
       if (mode != SelectMode::finish_list) {
+        uint32_t inside = 0;
         for (int i = static_cast<int>(threadIdx.x); i < kBins; i += kSweepThreads) {
-          if (bins[i] != 0) atomicAdd(all_bins + i, bins[i]);
+          const uint32_t count = bins[i];
+          if (count != 0) atomicAdd(all_bins + i, count);
+          inside += count;
           bins[i] = 0;
         }
+        inside = warp_sum(inside);
+        if (lane_id() == 0 && inside != 0) atomicAdd(&current.state->inside, static_cast<unsigned long long>(inside));
       }
       if (threadIdx.x == 0 && scores) {
         atomicAdd(&current.state->above, counts[0]);
-        atomicAdd(&current.state->inside, counts[1]);
-        atomicAdd(&current.state->eligible, counts[2]);
-        counts[0] = counts[1] = counts[2] = 0;
+        atomicAdd(&current.state->eligible, counts[1]);
+        counts[0] = counts[1] = 0;
       }
       __threadfence();  // what this thread wrote is there before the block says that it is through
       __syncthreads();

@@ -64,10 +64,10 @@ struct SweepSegment {
 // What a warp carries through its part of a segment.
 struct SweepWarp {
   SweepSegment* s;
-  uint32_t* bins;                    // the block's
-  Rank* buffer;                      // of this warp
-  uint32_t buffered;                 // the same in all lanes
-  uint32_t above, inside, eligible;  // of this lane
+  uint32_t* bins;            // the block's
+  Rank* buffer;              // of this warp
+  uint32_t buffered;         // the same in all lanes
+  uint32_t above, eligible;  // of this lane
 
   __device__ __forceinline__ void count(Rank x) { atomicAdd(&bins[(x - s->low) >> s->shift], 1u); }
 
@@ -293,7 +293,6 @@ __device__ __forceinline__ void sweep_tile(const SweepTile<V>& t, const SweepPar
     }
   }
   warp.above += __popc(above);
-  warp.inside += __popc(listed);
   if (!lists) return;
   if (warp.buffered > kBuffered) warp.send();
   if (!x.is(SweepPart::mask_bits | SweepPart::mask_bytes)) return;

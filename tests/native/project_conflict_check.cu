@@ -3,7 +3,6 @@
 #include "cuda/project_conflict.cu"
 
 #include <memory>
-#include <string>
 
 #include "check.h"
 #include "cuda/masked_sgd.cu"
@@ -13,14 +12,7 @@ using namespace sparsekern::cuda;
 
 namespace {
 
-#define REQUIRE(holds, ...)          \
-  do {                               \
-    if (!(holds)) {                  \
-      std::printf(__VA_ARGS__);      \
-      std::printf(": " #holds "\n"); \
-      std::exit(1);                  \
-    }                                \
-  } while (0)
+#define REQUIRE(holds, ...) ((holds) ? void() : (std::printf(__VA_ARGS__), std::printf(": " #holds "\n"), std::exit(1)))
 
 template <class P, class G>
 struct Tensor {
@@ -93,12 +85,9 @@ void check(const char* pair, bool conflict, bool per_tensor, bool invert) {
   Device<ConflictSums> few(std::vector<ConflictSums>(slots), 0), many(std::vector<ConflictSums>(slots), 0);
   Device<float> coefficients(std::vector<float>(rows), 0), stats(std::vector<float>(4 * rows), 0);
   const JudgeOptions judge = {0, nullptr, coefficients.get(), stats.get()};
-  const auto dots = [&](Device<ConflictSums>& to, int sms) {
-    REQUIRE_CUDA(launch_conflict_dots(entries.data(), entries.size(), dtype_of<G>, invert, to.get(), {sms}, nullptr));
-    REQUIRE_CUDA(cudaDeviceSynchronize());
-  };
-  dots(many, 3);
-  dots(few, 1);
+  REQUIRE_CUDA(launch_conflict_dots(entries.data(), entries.size(), dtype_of<G>, invert, many.get(), {3}, nullptr));
+  REQUIRE_CUDA(launch_conflict_dots(entries.data(), entries.size(), dtype_of<G>, invert, few.get(), {1}, nullptr));
+  REQUIRE_CUDA(cudaDeviceSynchronize());
   REQUIRE(same(few.read(), many.read()), "%s: sums depend on the number of SMs", pair);
   REQUIRE_CUDA(per_tensor ? launch_conflict_judge_each(entries.data(), entries.size(), few.get(), judge, nullptr)
                           : launch_conflict_judge(few.get(), slots, judge, nullptr));
@@ -196,10 +185,11 @@ void bench() {
 }  // namespace
 
 int main(int argc, char** argv) {
+  const bool measure = wants_bench(argc, argv);
 #ifdef __CUDACC__
-  if (wants_bench(argc, argv)) return bench(), 0;
+  if (measure) return bench(), 0;
 #endif
-  (void)wants_bench(argc, argv);
+  (void)measure;
   check_pair<float, float>("fp32/fp32");
   check_pair<float, __nv_bfloat16>("fp32/bf16");
   check_pair<float, __half>("fp32/fp16");

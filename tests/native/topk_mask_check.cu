@@ -221,6 +221,17 @@ void check_misled() {
   run("a heavy tie in the list", 0.47, false, spread, [&](size_t i) { return i % 40 < 3 ? 0.5f : spread(i); });
 }
 
+// Large segments behind each other, with short ones and empty tensors between them, each with a number of its own.
+void check_several() {
+  std::vector<Score> list;
+  std::vector<int64_t> k;
+  for (const size_t n : {0, 8193, 5, 30011, 0, 8200, 1030, 12289, 0}) {
+    list.push_back(Score::make<float>(n, 0, MaskForm::none, MaskForm::bools, false, kinds[list.size()].second));
+    k.push_back(static_cast<int64_t>(n * list.size() / 10));
+  }
+  check("several", list, k, {true, true, false, false}, false, false);
+}
+
 void check_plan() {
   SelectEntry entries[4] = {};
   SelectSegment segments[3] = {};
@@ -228,7 +239,7 @@ void check_plan() {
   for (int i = 0; i < 4; ++i) entries[i].numel = numel[i];
   for (int n = 0; n < 3; ++n) segments[n].entry_begin = n == 0 ? 0 : n + 1, segments[n].entry_end = n + 2;
   const SelectPlan plan = plan_select(entries, 4, segments, 3);
-  const int64_t first = (9000 + kGranule - 1) / kGranule + 1, second = ((int64_t(3) << 30) + kGranule - 1) / kGranule;
+  const int64_t first = (9000 + kGranule - 1) / kGranule + 1 + kVisitCost, second = ((int64_t(3) << 30) + kGranule - 1) / kGranule;
   if (plan.tiny != 0 || plan.small != 1 || plan.large != 2 || plan.granules != first + second || segments[0].visit != 2 ||
       segments[1].last != plan.granules || entries[1].offset != 5 || entries[2].first != first ||
       plan.bytes < static_cast<size_t>(plan.candidates) * 8 || plan.bytes > (size_t(3) << 30))
@@ -290,5 +301,6 @@ int main(int argc, char** argv) {
   check_type<__nv_bfloat16>("bf16", 1);
   check_type<__half>("fp16", 2);
   check_misled();
+  check_several();
   std::printf("ok: %d selections agree with a sort\n", cases);
 }
