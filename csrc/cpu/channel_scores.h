@@ -32,6 +32,16 @@ SK_INLINE uint64_t score_mask_tail(MaskView mask, int64_t at, int64_t count) {
   return bits;
 }
 
+// Asks for what 64 elements will need 8 KB of weights later, past the end of a row too. The hardware's own fetching alone gave
+// three quarters of the copy bandwidth, this nearly all of it (AMD Zen 5, one thread).
+template <class T>
+SK_INLINE void fetch_ahead(const T* w) {
+  for (size_t line = 0; line < 64 * sizeof(T); line += 64) __builtin_prefetch(reinterpret_cast<const char*>(w) + 8192 + line);
+}
+SK_INLINE void fetch_ahead(MaskView mask, int64_t at) {
+  if (mask.kind == MaskKind::bools) __builtin_prefetch(static_cast<const uint8_t*>(mask.data) + at + 2048);
+}
+
 template <bool has_b, class T>
 SK_INLINE void score_part(const T* w, MaskView a, MaskView b, int64_t begin, int64_t end, double* sums) {
   using A = Arith<T>;
@@ -42,6 +52,9 @@ SK_INLINE void score_part(const T* w, MaskView a, MaskView b, int64_t begin, int
     Vec<A> in_a[4] = {zero, zero, zero, zero}, in_b[4] = {zero, zero, zero, zero};  // chains of sums that do not wait for each other
     int64_t i = block;
     for (; i + 64 <= stop; i += 64) {
+      fetch_ahead(w + i);
+      fetch_ahead(a, i);
+      if (has_b) fetch_ahead(b, i);
       const uint64_t on_a = score_mask(a, i), on_b = has_b ? score_mask(b, i) : 0;
 #pragma GCC unroll 4
       for (int k = 0; k < 4; ++k) {
