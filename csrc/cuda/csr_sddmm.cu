@@ -83,7 +83,9 @@ int launch_staged(const SddmmCall& c, char* workspace, const DeviceProps& props,
   const SddmmStagedPlan plan = sddmm_staged_plan(passes.shape, props);
   const int shared = static_cast<int>(plan.shared_bytes());
   float* sums = reinterpret_cast<float*>(passes.in_place ? c.out : workspace + passes.sums);
-  if (const cudaError_t status = cudaFuncSetAttribute(&sddmm_staged_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared)) return status;
+  // Always the same bound: one that followed the shape could shrink under another host thread that is about to launch.
+  if (const cudaError_t status = cudaFuncSetAttribute(&sddmm_staged_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, props.shared_bytes))
+    return status;
   each_pass<T>(c, passes, workspace, stream, [&](const char* a, int64_t a_pitch, const char* b, int64_t b_pitch, int chunks, int64_t pass) {
     const SddmmStagedArgs args = {c.places, a, b, a_pitch, b_pitch, chunks, plan, sums, pass == 0};
     SK_LAUNCH(&sddmm_staged_kernel<T>, static_cast<unsigned>(plan.blocks()), kStagedThreads, shared, stream, args);

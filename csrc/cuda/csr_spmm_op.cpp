@@ -36,8 +36,8 @@ std::optional<SpmmAlgo> algo_of(const char* op, c10::string_view algo, at::Scala
 
 SpmmAlgo choose(const SpmmArgs& a, const cuda::DeviceProps& props) {
   const int size = cuda::bytes_of(a.type);
-  // float32 values may be too large for float16.
-  const bool may_densify = a.val_type == a.type || a.type == SpmmType::bf16;
+  // float32 values, or a float32 bias, may be too large for float16.
+  const bool may_densify = (a.val_type == a.type && a.bias_type == a.type) || a.type == SpmmType::bf16;
   return cuda::choose_spmm(
       {a.rows, a.cols, a.n, a.nnz, size, cuda::bytes_of(a.val_type), size == 2, size == 4 && cuda::tf32_allowed(), a.b_col != 1, a.perm != nullptr},
       props, may_densify);

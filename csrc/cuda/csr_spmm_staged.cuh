@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kStagedThreads, 1) spmm_staged_kernel(const __
     at[r] = static_cast<int>(range.begin);
     left[r] = static_cast<int>(range.end - range.begin);
   }
-  const auto tile_at = [&](int t) { return (t & 1) * tile_bytes - t * plan.tile_rows * kPanelBytes; };  // where row 0 would be
+  const auto tile_at = [&](unsigned t) { return (t & 1) * tile_bytes - t * plan.tile_rows * kPanelBytes; };  // where row 0 would be, modulo 2^32
   for (int t = 0; t <= plan.tiles; ++t) {
     if (t < plan.tiles) {
       const int64_t k0 = static_cast<int64_t>(t) * plan.tile_rows, height = a.cols - k0;

@@ -110,6 +110,14 @@ def test_worked_example(lane):
     assert lane.op("csr_spmm_t")(*lane.put([*transposed, VAL, b]), 3, 3).tolist() == [[7, 70], [0, 0], [2, 20]]
 
 
+def test_a_bias_beyond_float16_is_not_narrowed_before_it_is_added(lane):
+    rows, cols, n = 64, 512, 64                                         # all stored: a dense product would be cheapest
+    crow, col = (torch.arange(rows + 1) * cols).int(), torch.arange(cols).repeat(rows).int()
+    val, b, bias = torch.ones(rows * cols).half(), torch.full((cols, n), -100.0).half(), torch.full((rows,), 1e5)
+    got = lane.op("csr_spmm")(*lane.put([crow, col, val, b]), rows, cols, bias=lane.put(bias))
+    assert got.eq(1e5 - 100 * cols).all()
+
+
 @pytest.mark.parametrize("changed, error, words", [
     ({"crow": CROW[:3]}, ValueError, "crow: expected 4 row pointers for 3 rows, got 3"),
     ({"crow": CROW.float()}, TypeError, "crow: expected int32 or int64, got"),
