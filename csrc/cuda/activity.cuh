@@ -178,7 +178,8 @@ __global__ void __launch_bounds__(kThreads, kActivityBlocksPerSm<T, taps>)
   const int shift = load_signs(a, begin, count, signs);
   if (f >= a.features) return;
   const T* x = static_cast<const T*>(a.x) + f * a.feature;
-  const bool whole = N > 1 && a.step == 1 && a.out_w % N == 0;  // no group crosses into another line
+  // No group crosses into another line, nor past the last position, which may lie inside one (a line of more than 2^30).
+  const bool whole = N > 1 && a.step == 1 && a.out_w % N == 0 && a.positions % N == 0;
   const bool aligned = is_aligned(x, 16) && a.image % N == 0;
   const Position by = position_of<taps>(a, 32 * N), one = position_of<taps>(a, 1);
   for (int tap = 0; tap < a.taps; tap += taps) {

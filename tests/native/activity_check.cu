@@ -17,9 +17,10 @@ struct Shape {
   int taps_h = 0, taps_w = 0, stride = 1, padding = 0, dilation = 1;  // taps_h 0: no window
 };
 
-// `last`: features side by side; else places. `pad` elements lie between the lines, `shift` before the first.
+// `last`: features side by side; else places. `pad` elements lie between the lines, `shift` before the first. `part`: the one line
+// goes as images of so many places, as the binding cuts a line of more than 2^30, and may end inside the last.
 template <class T>
-void check(const char* name, const Shape& s, bool last, bool is_signed, size_t pad, size_t shift, int64_t offset) {
+void check(const char* name, const Shape& s, bool last, bool is_signed, size_t pad, size_t shift, int64_t offset, int part = 0) {
   ActivityArgs a = {};
   const bool window = s.taps_h != 0;
   const auto out_of = [&](int side, int taps) { return window ? (side + 2 * s.padding - s.dilation * (taps - 1) - 1) / s.stride + 1 : side; };
@@ -39,6 +40,7 @@ void check(const char* name, const Shape& s, bool last, bool is_signed, size_t p
   }
   const std::vector<T> x = values<T>(static_cast<size_t>(a.image) * s.images);
   const int64_t seed = -123456789012345;
+  if (part != 0) a.image = a.step * part, a.out_w = a.width = part;
   const size_t outputs = static_cast<size_t>(a.features) * a.taps;
   const DType type = dtype_of<T>;
   const Device<T> d_x(x, shift);
@@ -90,6 +92,7 @@ void check_type(const std::string& type) {
       run({3, 8, 8, 8, 3, 3, 2, 1}, 0, 0, 0);
       run({1, 3, 11, 10, 5, 2, 2, 2, 2}, 0, 0, 77);
       run({2, 6, 12, 11, 1, 1, 2, 0}, 0, 1, 9);
+      check<T>((name + ", a line in parts").c_str(), {1, 3, 1, 45}, last, is_signed, 0, 0, 6, 16);
     }
 }
 
