@@ -259,6 +259,7 @@ def test_overflow_tensor_lr_and_empty_partners(name):
     assert_close(params[1], 1 - 0.5 * a[1].double())
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_agreement_on_each_device_without_reading_back(device):
     a, b = conflicting(SHAPES)
     params, buffers = ([torch.randn_like(x) for x in a] for _ in range(2))

@@ -102,8 +102,8 @@ __global__ void __launch_bounds__(kThreads, 6) mask_pack_kernel(const MaskToCsr 
     store_crow(args.crow, args.wide, r, out + rank);
   }
   if (end == numel && self == 0) store_crow(args.crow, args.wide, args.rows, out + count);
-  const int64_t room = args.capacity - out;
-  const int last = room < static_cast<int64_t>(count) ? static_cast<int>(room) : static_cast<int>(count);
+  const int64_t room = args.capacity - out;  // below 0 behind the end, and not always an int
+  const int last = room <= 0 ? 0 : room < static_cast<int64_t>(count) ? static_cast<int>(room) : static_cast<int>(count);
   const auto cols = static_cast<uint32_t>(args.cols), skew = static_cast<uint32_t>(begin % args.cols);  // at most 2^31 and below it
   for (int j = self; j < last; j += kThreads) args.col[out + j] = static_cast<int32_t>((skew + place[j]) % cols);
   if (args.values != nullptr) {
