@@ -24,6 +24,7 @@ def want(name):
     return doctor._run(ops.implementations(name)["reference"], name, torch.device("cpu"))
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_waits_for_nothing(name):
