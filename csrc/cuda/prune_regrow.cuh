@@ -43,7 +43,9 @@ __device__ __forceinline__ uint32_t mask_word(const FlipEntry& e, int64_t i, boo
 __device__ __forceinline__ void clear_element(void* data, int width, int64_t i) {
   if (width == 4) static_cast<uint32_t*>(data)[i] = 0;
   else if (width == 2) static_cast<uint16_t*>(data)[i] = 0;
-  else static_cast<unsigned long long*>(data)[i] = 0;
+  else if (width == 8) static_cast<unsigned long long*>(data)[i] = 0;
+  else
+    for (int k = 0; k < width; ++k) static_cast<uint8_t*>(data)[i * width + k] = 0;
 }
 
 __device__ __forceinline__ void add_flips(const FlipOptions& o, int segment, uint32_t& dropped, uint32_t& grown) {

@@ -122,7 +122,10 @@ __global__ void __launch_bounds__(kSweepThreads, kSweepBlocksPerSm) select_sweep
   __shared__ SweepSegment current;
   __shared__ uint32_t counts[2];
   __shared__ int last;
-  if (__ldcg(tables.done) == tables.large) return;
+  // One thread asks for all: the number may change now, and a block must go on or return as a whole.
+  if (threadIdx.x == 0) last = __ldcg(tables.done) == tables.large;
+  __syncthreads();
+  if (last) return;
   uint32_t* bins = reinterpret_cast<uint32_t*>(shared);
   unsigned char* spare = shared + kBins * sizeof(uint32_t);
   for (int i = static_cast<int>(threadIdx.x); i < kBins; i += kSweepThreads) bins[i] = 0;
