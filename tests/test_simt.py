@@ -20,7 +20,7 @@ def program(tmp_path_factory):
             target = folder / Path(name).stem
             command = [CXX, "-x", "c++", "-std=c++17", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas",
                        "-Wno-maybe-uninitialized", "-Werror", "-I", ROOT / "csrc", ROOT / "tests/native" / name, "-o", target]
-            subprocess.run(command, check=True, timeout=120)
+            subprocess.run(command, check=True, timeout=600)
             built[name] = target
         return built[name]
 
@@ -28,7 +28,7 @@ def program(tmp_path_factory):
 
 
 def run(path: Path, *arguments: str) -> str:
-    done = subprocess.run([str(path), *arguments], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([str(path), *arguments], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
