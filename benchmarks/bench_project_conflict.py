@@ -1,6 +1,7 @@
 """Conflict projection: it should cost the reading of both gradients, and next to nothing beside the update it is fused with."""
 import pytest
 import torch
+from conflict_peers import cat_version, foreach_version, loop_version
 
 from sparsekern import ops
 from sparsekern.testing import assert_close, double, random_masks, resnet50_shapes
@@ -25,33 +26,6 @@ def with_conflict(a, run):
         a[0].view(-1)[:1].sub_(1000.0)
         run()
     return contender
-
-
-def cat_version(a, b):
-    def run():
-        x, y = torch.cat([g.flatten() for g in a]), torch.cat([g.flatten() for g in b])
-        d, q = torch.dot(x, y), torch.dot(y, y)
-        x.addcmul_(y, -torch.where(d < 0, d / q, 0.0))
-        torch._foreach_copy_(a, [part.view_as(g) for part, g in zip(x.split([g.numel() for g in a]), a)])
-    return run
-
-
-def foreach_version(a, b):
-    def run():
-        d = torch.stack([p.sum() for p in torch._foreach_mul(a, b)]).sum()
-        q = torch.stack(torch._foreach_norm(b)).square().sum()
-        torch._foreach_sub_(a, torch._foreach_mul(b, torch.where(d < 0, d / q, 0.0)))
-    return run
-
-
-def loop_version(a, b):
-    def run():
-        d = sum((x * y).sum().item() for x, y in zip(a, b))
-        if d < 0:
-            c = d / sum((y * y).sum().item() for y in b)
-            for x, y in zip(a, b):
-                x -= c * y
-    return run
 
 
 @pytest.mark.parametrize("conflict", [False, True], ids=["no conflict", "conflict"])

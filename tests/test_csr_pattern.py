@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(not native.available, reason="compiled kernels a
 A, B = torch.ones(20, 3), torch.ones(30, 3)
 
 
-def refuses(crow, col, words="col: expected columns in"):
+def assert_refused(crow, col, words="col: expected columns in"):
     with pytest.raises(ValueError, match=words):
         csr_sddmm(crow, col, A, B)
 
@@ -29,30 +29,30 @@ def pattern(request):
 def test_a_change_in_place_is_seen(pattern):
     crow, col = pattern
     col[7] = 30
-    refuses(crow, col)
+    assert_refused(crow, col)
     col[7] = 29
     csr_sddmm(crow, col, A, B)
     crow[3] = 300
-    refuses(crow, col, "crow: expected row pointers that never fall")
+    assert_refused(crow, col, "crow: expected row pointers that never fall")
 
 
 def test_a_change_through_a_view_is_seen(pattern):
     crow, col = pattern
     col.view(2, -1)[1, 3] = -5
-    refuses(crow, col)
+    assert_refused(crow, col)
     whole = torch.arange(40, dtype=torch.int32) % 30
     part = whole[5:15]
     pointers = torch.tensor([0] + [10] * 20)
     csr_sddmm(pointers, part, A, B)
     whole[9] = 99
-    refuses(pointers, part)
+    assert_refused(pointers, part)
 
 
 def test_exchanged_data_is_seen(pattern):
     """`x.data = y` leaves tensor and version as they were."""
     crow, col = pattern
     col.data = torch.full_like(col, 77)
-    refuses(crow, col)
+    assert_refused(crow, col)
 
 
 def test_an_address_used_again_fools_nobody():
@@ -65,14 +65,14 @@ def test_an_address_used_again_fools_nobody():
         col.data = torch.full((300,), 30 if turn % 2 else 7, dtype=torch.int32)         # ... whose block comes back
         addresses.add(col.data_ptr())
         if turn % 2:
-            refuses(crow, col)
+            assert_refused(crow, col)
         else:
             csr_sddmm(crow, col, A, B)
     assert len(addresses) < 100                                         # addresses did come back
     for turn in range(200):
         fresh = torch.full((300,), -1 if turn % 2 else 3, dtype=torch.int32)
         if turn % 2:
-            refuses(crow, fresh)
+            assert_refused(crow, fresh)
         else:
             csr_sddmm(crow, fresh, A, B)
         del fresh
@@ -94,7 +94,7 @@ def test_pointers_of_another_pattern_are_checked():
     """The same columns under other pointers."""
     crow, col, _ = random_csr(20, 30, 0.5)
     csr_sddmm(crow, col, A, B)
-    refuses(crow.flip(0), col, "crow: expected to start at 0")
+    assert_refused(crow.flip(0), col, "crow: expected to start at 0")
 
 
 def test_inference_tensors_are_checked_each_time():
@@ -102,7 +102,7 @@ def test_inference_tensors_are_checked_each_time():
         crow, col, _ = random_csr(20, 30, 0.5)
         csr_sddmm(crow, col, A, B)
         col[4] = 1000                                                   # no version tells of this
-        refuses(crow, col)
+        assert_refused(crow, col)
 
 
 def test_positions_are_checked_again():
@@ -121,7 +121,7 @@ def test_more_patterns_than_are_remembered():
             csr_sddmm(crow, col, A, B)
     for crow, col in kept[::50]:
         col[0] = -1
-        refuses(crow, col)
+        assert_refused(crow, col)
 
 
 def test_sides_at_the_ends_of_the_number_range():

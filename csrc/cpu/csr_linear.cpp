@@ -118,7 +118,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> csr_linear_backward_cpu(const at:
   at::Tensor dx = at::empty(need_x ? x.sizes() : at::IntArrayRef{0}, x.options());
   at::Tensor dval = at::empty({need_val ? val.numel() : 0}, val.options()), dbias = at::empty({0}, val.options());
   const at::Tensor source = with_unit_stride(x).t(), dy = with_unit_stride(grad_y).t(), values = val.contiguous();
-  for_value_type(kOp, "x", x.scalar_type(), [&](auto zero) {
+  for_float(kOp, "x", x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     LinearBackward<T> s{layer.t.crow, layer.t.col, dense_view<const T>(source), dense_view<const T>(dy), {}};
     if (need_x) s.dx = dense_view<T>(dx.t());

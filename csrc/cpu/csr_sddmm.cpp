@@ -137,7 +137,7 @@ void sampled_product(const CsrPattern& w, const at::Tensor& a_tensor, const at::
 
 void dots(const CsrPattern& w, const at::Tensor& a, const at::Tensor& b, const at::Tensor& out) {
   const at::Tensor left = with_unit_stride(a), right = with_unit_stride(b);
-  for_value_type("", "a", a.scalar_type(), [&](auto type) { sampled_product(w, left, right, static_cast<decltype(type)*>(out.mutable_data_ptr())); });
+  for_float("", "a", a.scalar_type(), [&](auto type) { sampled_product(w, left, right, static_cast<decltype(type)*>(out.mutable_data_ptr())); });
 }
 
 at::Tensor csr_sddmm_cpu(const at::Tensor& crow, const at::Tensor& col, const at::Tensor& a, const at::Tensor& b, c10::string_view algo) {

@@ -25,7 +25,7 @@ void check_values(const char* op, const char* name, const at::Tensor& given, con
 }
 
 void check_dense(const char* op, const char* name, const at::Tensor& b, int64_t height) {
-  for_value_type(op, name, b.scalar_type(), [](auto) {});
+  for_float(op, name, b.scalar_type(), [](auto) {});
   TORCH_CHECK_VALUE(b.dim() == 2 && b.size(0) == height, op, ": ", name, ": expected shape [", height, ", N], got ", b.sizes());
   TORCH_CHECK_VALUE(b.device().is_cpu(), op, ": ", name, ": expected a tensor on the CPU, got ", b.device(), "; move it with .to()");
 }
@@ -79,7 +79,7 @@ void run(const Spmm<T, N>& s, int64_t rows, int64_t nnz) {
 
 void spmm_into(const CsrPattern& w, const at::Tensor& val, const at::Tensor& b, const std::optional<at::Tensor>& bias, const at::Tensor& out,
                const at::Tensor& perm) {
-  for_value_type("csr_spmm", "b", b.scalar_type(), [&](auto zero) {
+  for_float("csr_spmm", "b", b.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Arith<T>;
     const auto arith = std::is_same_v<T, double> ? at::kDouble : at::kFloat;
@@ -87,7 +87,7 @@ void spmm_into(const CsrPattern& w, const at::Tensor& val, const at::Tensor& b, 
     if (perm.defined()) {
       at::Tensor moved = at::empty({w.nnz}, values.options().dtype(arith));
       const int32_t* from = perm.const_data_ptr<int32_t>();
-      for_value_type("csr_spmm_t", "val", val.scalar_type(), [&](auto number) {
+      for_float("csr_spmm_t", "val", val.scalar_type(), [&](auto number) {
         using N = decltype(number);
         if constexpr (std::is_same_v<Arith<N>, A>)
           at::parallel_for(0, w.nnz, 1 << 16, [&](int64_t first, int64_t last) {

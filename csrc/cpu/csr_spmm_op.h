@@ -4,21 +4,11 @@
 
 #include <optional>
 
+#include "common/float_types.h"
 #include "cpu/csr_pattern.h"
 #include "cpu/csr_product.h"
 
 namespace sparsekern {
-
-// Calls fn(float{}), fn(c10::BFloat16{}), ...; TypeError for another type.
-template <class Fn>
-void for_value_type(const char* op, const char* name, at::ScalarType type, const Fn& fn) {
-  using at::ScalarType;
-  if (type == ScalarType::Float) return fn(float{});
-  if (type == ScalarType::BFloat16) return fn(c10::BFloat16{});
-  if (type == ScalarType::Half) return fn(c10::Half{});
-  if (type == ScalarType::Double) return fn(double{});
-  TORCH_CHECK_TYPE(false, op, ": ", name, ": expected float32, bfloat16, float16 or float64, got ", type);
-}
 
 // `given`: `count` numbers on the CPU, of b's type or fp32 beside a half type.
 void check_values(const char* op, const char* name, const at::Tensor& given, const at::Tensor& b, int64_t count);

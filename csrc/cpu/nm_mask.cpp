@@ -8,10 +8,10 @@
 #include <algorithm>
 
 #include "common/check.h"
-#include "common/nm_patterns.h"
-#include "cpu/csr_spmm_op.h"
-#include "cpu/mask_bits_op.h"
+#include "common/float_types.h"
 #include "common/nm_check.h"
+#include "common/nm_patterns.h"
+#include "cpu/mask_bits_op.h"
 #include "cpu/nm_types.h"
 #include "cpu/select_types.h"
 
@@ -55,7 +55,7 @@ at::Tensor nm_mask_cpu(const at::Tensor& x, int64_t n, int64_t m, int64_t dim, b
   at::Tensor values = like;
   if (!same_layout(values, mask)) values = x.new_empty_strided(mask.sizes(), mask.strides()).copy_(x);
   auto* out = static_cast<uint8_t*>(mask.mutable_data_ptr());
-  for_value_type("nm_mask", "x", x.scalar_type(), [&](auto zero) {
+  for_float("nm_mask", "x", x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const auto* from = static_cast<const T*>(values.const_data_ptr());
     for_units(values, n, m, along,
@@ -68,7 +68,7 @@ void nm_apply_cpu(const at::Tensor& x, int64_t n, int64_t m, int64_t dim) {
   const int64_t along = check_nm("nm_apply_", x, n, m, dim);
   TORCH_CHECK_VALUE(x.is_non_overlapping_and_dense(), "nm_apply_: x: expected a dense tensor (it is written in place), got sizes ", x.sizes(),
                     " with strides ", x.strides(), "; pass a contiguous tensor");
-  for_value_type("nm_apply_", "x", x.scalar_type(), [&](auto zero) {
+  for_float("nm_apply_", "x", x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     auto* data = static_cast<T*>(x.mutable_data_ptr());
     for_units(x, n, m, along, [&](const NmUnits& units, int64_t begin, int64_t end) { SK_PICK(nm_apply_piece<T>)(units, data, begin, end); });
@@ -82,7 +82,7 @@ at::Tensor nm_mask_transposable_cpu(const at::Tensor& x, int64_t n, int64_t m) {
   const int64_t cols = x.size(1);
   if (x.numel() == 0) return mask;
   auto* out = static_cast<uint8_t*>(mask.mutable_data_ptr());
-  for_value_type("nm_mask_transposable", "x", x.scalar_type(), [&](auto zero) {
+  for_float("nm_mask_transposable", "x", x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const auto* from = static_cast<const T*>(values.const_data_ptr());
     at::parallel_for(0, x.size(0) / 4, std::max<int64_t>(1, kBands * 1024 / cols),

@@ -152,7 +152,7 @@ at::Tensor nm_spmm_cpu(const at::Tensor& values, const at::Tensor& index, const 
   std::vector<int32_t> base(per_row);
   for (int64_t e = 0; e < per_row; ++e) base[e] = static_cast<int32_t>(e / n * m);
   at::Tensor out = at::empty({rows, b.size(1)}, b.options());
-  for_value_type(kOp, "b", b.scalar_type(), [&](auto zero) {
+  for_float(kOp, "b", b.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Arith<T>;
     const auto arith = std::is_same_v<T, double> ? at::kDouble : at::kFloat;

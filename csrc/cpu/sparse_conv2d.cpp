@@ -8,6 +8,7 @@
 #include <optional>
 #include <vector>
 
+#include "common/float_types.h"
 #include "cpu/conv2d_plan.h"
 #include "cpu/csr_pattern.h"
 #include "cpu/scratch.h"
@@ -26,16 +27,6 @@ constexpr int64_t kWorthLanes = 16;         // vectors of a sum that are worth t
 constexpr int64_t kJoinedRow = 512;         // elements
 constexpr int64_t kMost = 2147483647;       // columns are int32
 constexpr int64_t kReach = 1 << 17;         // elements of a panel that stay in L2 beside the output gradient
-
-template <class Fn>
-void for_float(const char* op, const char* name, at::ScalarType type, const Fn& fn) {
-  using at::ScalarType;
-  if (type == ScalarType::Float) return fn(float{});
-  if (type == ScalarType::BFloat16) return fn(c10::BFloat16{});
-  if (type == ScalarType::Half) return fn(c10::Half{});
-  if (type == ScalarType::Double) return fn(double{});
-  TORCH_CHECK_TYPE(false, op, ": ", name, ": expected float32, bfloat16, float16 or float64, got ", type);
-}
 
 struct Geometry {
   at::IntArrayRef kernel_size, stride, padding, dilation;

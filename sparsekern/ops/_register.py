@@ -108,7 +108,7 @@ def implementations(name: str) -> dict[str, Callable]:
     op = getattr(getattr(torch.ops.sparsekern, packet), overload or "default")
     if has_kernel(name, "CPU"):
         found["cpu"] = op
-    if has_kernel(name, "CUDA") and native.cuda:
+    if live_implementation(name, "cuda") == "cuda":
         found["cuda"] = op
     if name in _launchers and triton_reason() is None:
         found["triton"] = _launchers[name]

@@ -46,7 +46,8 @@ def nm_spmm(values: Tensor, index: Tensor, b: Tensor, n: int, m: int, cols: int,
         [rows, N] of b's dtype, row-major.
     Raises:
         ValueError: shapes that do not fit, a position not below m (CPU). TypeError: unsupported dtypes.
-    Cost: 2 rows cols N n / m operations; 5 bytes per stored fp32 element.
+    Cost: 2 rows cols N n / m operations; 5 bytes per stored fp32 element. On a CPU `csr_spmm` of the same matrix takes about as long or a little
+        less (8 bytes per element there); rows that share columns (v > 1) are where this form is the faster one.
     """
     return _spmm(values, index, b, n, m, cols, v=v, bias=bias)
 

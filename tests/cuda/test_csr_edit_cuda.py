@@ -11,10 +11,10 @@ from sparsekern.testing import random_csr
 F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 
 
-def same(got, want):
+def assert_same(got, want):
     for one, other in zip(got, want, strict=True):
         if isinstance(other, list | tuple):
-            same(one, other)
+            assert_same(one, other)
         else:
             assert one.dtype == other.dtype and torch.equal(one.cpu(), other)
 
@@ -30,9 +30,9 @@ def test_from_mask(lane, shape):
     for density, index64, dtype in ((0.0, False, F32), (0.1, True, BF16), (0.5, False, F64), (1.0, True, torch.bool)):
         mask, values = torch.rand(shape) < density, (torch.randn(shape) * 100).to(dtype)
         want = reference("csr_from_mask", mask, values, index64=index64)
-        same(lane.op("csr_from_mask")(lane.put(mask), lane.put(values), index64=index64), want)
-        same(lane.op("csr_from_mask")(lane.put(mask), lane.put(values), nnz=int(mask.sum()), index64=index64), want)
-        same(lane.op("csr_from_mask")(lane.put(mask)), reference("csr_from_mask", mask))
+        assert_same(lane.op("csr_from_mask")(lane.put(mask), lane.put(values), index64=index64), want)
+        assert_same(lane.op("csr_from_mask")(lane.put(mask), lane.put(values), nnz=int(mask.sum()), index64=index64), want)
+        assert_same(lane.op("csr_from_mask")(lane.put(mask)), reference("csr_from_mask", mask))
 
 
 def test_from_mask_of_any_layout(lane):
@@ -43,8 +43,8 @@ def test_from_mask_of_any_layout(lane):
     flat[7:].copy_(mask.flatten()), flat_values[1:].copy_(values.flatten())
     mask_7, values_1 = lane.put(flat)[7:].view(6, 4, 5, 3), lane.put(flat_values)[1:].view(6, 4, 5, 3)         # misaligned
     for m, v in ((mask.to(memory_format=last), values), (mask, values.to(memory_format=last))):
-        same(lane.op("csr_from_mask")(lane.put(m).to(memory_format=last), lane.put(v)), want)
-    same(lane.op("csr_from_mask")(mask_7, values_1), want)
+        assert_same(lane.op("csr_from_mask")(lane.put(m).to(memory_format=last), lane.put(v)), want)
+    assert_same(lane.op("csr_from_mask")(mask_7, values_1), want)
     raw = torch.tensor([[0, 2, 255], [128, 0, 1]], dtype=torch.uint8).view(torch.bool)
     got = lane.op("csr_from_mask")(lane.put(raw))
     assert got[0].tolist() == [0, 2, 4] and got[1].tolist() == [1, 2, 0, 2]
@@ -95,12 +95,13 @@ def test_validate_agrees_on_broken_patterns(lane):
                 tensor[draw(0, tensor.numel())] = draw(-2, 10)
         if val.numel() and draw(0, 2):
             val[draw(0, val.numel())] = (math.inf, -math.inf, math.nan)[turn % 3]
-        same([lane.op("csr_validate")(*lane.put([crow, col]), rows, cols, lane.put(val))], [reference("csr_validate", crow, col, rows, cols, val)])
+        got = lane.op("csr_validate")(*lane.put([crow, col]), rows, cols, lane.put(val))
+        assert_same([got], [reference("csr_validate", crow, col, rows, cols, val)])
 
 
 def test_validate_finds_the_lowest_fault(lane):
     crow, col, val = random_csr(50, 100, 0.5)
-    same([lane.op("csr_validate")(*lane.put([crow, col]), 50, 100, lane.put(val))], [torch.tensor([0, -1, -1])])
+    assert_same([lane.op("csr_validate")(*lane.put([crow, col]), 50, 100, lane.put(val))], [torch.tensor([0, -1, -1])])
     col[2000], col[701] = -1, 100
     want = [5, int((crow.long() <= 701).sum()) - 1, 701]
     assert lane.op("csr_validate")(*lane.put([crow, col]), 50, 100, lane.put(val)).tolist() == want
@@ -128,9 +129,9 @@ def test_replace(lane, shape):
         inserted = [torch.randn(rows.numel()).to(val.dtype) for val in vals]
         arguments = lane.put([crow, col, vals, drop, rows[shuffle], cols[shuffle], take[shuffle]])
         want = replaced_densely(crow, col, vals, drop, rows, cols, take, None, width)
-        same(lane.op("csr_replace")(*arguments, nnz=nnz), want)
+        assert_same(lane.op("csr_replace")(*arguments, nnz=nnz), want)
         want = replaced_densely(crow, col, vals, drop, rows, cols, take, inserted, width)
-        same(lane.op("csr_replace")(*arguments, inserted=lane.put([grown[shuffle] for grown in inserted]), nnz=nnz), want)
+        assert_same(lane.op("csr_replace")(*arguments, inserted=lane.put([grown[shuffle] for grown in inserted]), nnz=nnz), want)
         assert arguments[1].cpu().equal(col)
 
 
@@ -140,15 +141,15 @@ def test_replace_in_wide_rows(lane):
     rows, cols, take = ints(2, 0, 1, 0, 0), ints(99_999, 2**31 - 1, 40_000, 65_600, 32_769), bools(True, True, True, True, True)
     drop, val, new = bools(False, True, False, False, False, False, True), torch.arange(7.0), torch.arange(5.0) * 10
     got = lane.op("csr_replace")(*lane.put([crow, col, [val], drop, rows, cols, take]), inserted=[lane.put(new)], nnz=10)
-    same(got, reference("csr_replace", crow, col, [val], drop, rows, cols, take, inserted=[new], nnz=10))
+    assert_same(got, reference("csr_replace", crow, col, [val], drop, rows, cols, take, inserted=[new], nnz=10))
 
 
 def test_replace_moves_more_arrays_than_a_launch_takes(lane):
     crow, col, vals, drop, rows, cols, take = change(6, 30, 0.5, 0.3, 2)
     vals = [vals[k % 4] for k in range(18)]
     want = reference("csr_replace", crow, col, vals, drop, rows, cols, take)
-    same(lane.op("csr_replace")(*lane.put([crow, col, vals, drop, rows, cols, take])), want)
-    same(lane.op("csr_replace")(*lane.put([crow, col, [], drop, rows, cols, take])), [want[0], want[1], []])
+    assert_same(lane.op("csr_replace")(*lane.put([crow, col, vals, drop, rows, cols, take])), want)
+    assert_same(lane.op("csr_replace")(*lane.put([crow, col, [], drop, rows, cols, take])), [want[0], want[1], []])
 
 
 def test_replace_takes_strided_and_misaligned_tensors(lane):
@@ -162,7 +163,7 @@ def test_replace_takes_strided_and_misaligned_tensors(lane):
         return lane.put(torch.cat([tensor[:1], tensor]))[1:]
 
     for turn in (spread, shifted):
-        same(lane.op("csr_replace")(turn(crow), turn(col), [turn(v) for v in vals], turn(drop), turn(rows), turn(cols), turn(take)), want)
+        assert_same(lane.op("csr_replace")(turn(crow), turn(col), [turn(v) for v in vals], turn(drop), turn(rows), turn(cols), turn(take)), want)
 
 
 def test_replace_stays_inside_on_wrong_counts(lane):

@@ -29,7 +29,7 @@ def make(rows, cols, sparsity, dtype=F32, index64=False):
     return (crow, col, val), csr_plan(crow, col, rows, cols)
 
 
-def close(got, want, like):
+def assert_near(got, want, like):
     assert got.dtype == like.dtype and got.is_contiguous()
     assert_close(got.cpu(), want, reduction=16)
 
@@ -44,9 +44,9 @@ def test_agrees_with_the_reference(lane, types, algo):
         b, tall, bias = torch.randn(cols, n).to(types[1]), torch.randn(rows, n).to(types[1]), torch.randn(rows).to(types[0])
         spmm, spmm_t = lane.op("csr_spmm"), lane.op("csr_spmm_t")
         got = spmm(*lane.put([*matrix, b]), rows, cols, row_order=lane.put(row_order), bias=lane.put(bias), algo=algo)
-        close(got, wide("csr_spmm", *matrix, b, rows, cols, bias=bias), b)
+        assert_near(got, wide("csr_spmm", *matrix, b, rows, cols, bias=bias), b)
         assert torch.equal(got, spmm(*lane.put([*matrix, b]), rows, cols, bias=lane.put(bias), algo=algo))      # neither order nor run shows
-        close(spmm_t(*lane.put([*transposed, matrix[2], tall]), rows, cols, algo=algo),
+        assert_near(spmm_t(*lane.put([*transposed, matrix[2], tall]), rows, cols, algo=algo),
               wide("csr_spmm_t", *transposed, matrix[2], tall, rows, cols), b)
 
 
@@ -60,12 +60,12 @@ def test_operands_of_any_strides(lane, dtype, algo):
     for b in views:
         placed = lane.put(space).as_strided(b.shape, b.stride(), b.storage_offset())
         got = lane.op("csr_spmm")(*lane.put([crow, col, val]), placed, 21, 61, algo=algo)
-        close(got, wide("csr_spmm", crow, col, val, b, 21, 61), b)
+        assert_near(got, wide("csr_spmm", crow, col, val, b, 21, 61), b)
         # A chain in column order, whichever kernel: the same bits (but for the dense product, which rounds its own way).
         if algo == "staged":
             assert torch.equal(got, lane.op("csr_spmm")(*lane.put([crow, col, val]), placed, 21, 61, algo="scalar"))
     tall = space[:21, :40].t().contiguous().t()
-    close(lane.op("csr_spmm_t")(*lane.put([*transposed, val]), lane.put(space)[:40, :21].t(), 21, 61, algo=algo),
+    assert_near(lane.op("csr_spmm_t")(*lane.put([*transposed, val]), lane.put(space)[:40, :21].t(), 21, 61, algo=algo),
           wide("csr_spmm_t", *transposed, val, space[:40, :21].t(), 21, 61), tall)
     doubled = [t.repeat_interleave(2)[::2] for t in lane.put([crow, col, val])]
     assert torch.equal(lane.op("csr_spmm")(*doubled, lane.put(views[0]), 21, 61, algo=algo),
@@ -88,8 +88,9 @@ def test_more_rows_of_b_than_one_tile_holds(lane, algo):
     (crow, col, val), (row_order, *transposed) = make(3, 2100, 0.97)
     b, tall = torch.randn(2100, 6), torch.randn(3, 6)
     got = lane.op("csr_spmm")(*lane.put([crow, col, val, b]), 3, 2100, row_order=lane.put(row_order), algo=algo)
-    close(got, wide("csr_spmm", crow, col, val, b, 3, 2100), b)
-    close(lane.op("csr_spmm_t")(*lane.put([*transposed, val, tall]), 3, 2100, algo=algo), wide("csr_spmm_t", *transposed, val, tall, 3, 2100), b)
+    assert_near(got, wide("csr_spmm", crow, col, val, b, 3, 2100), b)
+    transposed_product = lane.op("csr_spmm_t")(*lane.put([*transposed, val, tall]), 3, 2100, algo=algo)
+    assert_near(transposed_product, wide("csr_spmm_t", *transposed, val, tall, 3, 2100), b)
 
 
 def test_a_huge_matrix_is_never_dense(lane):

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from test_topk_mask import MISUSE
 
 from sparsekern import ops
 from sparsekern.testing import awkward_shapes
@@ -128,15 +129,7 @@ def test_thresholds_alone_a_hint_and_many_segments(lane):
 @pytest.mark.parametrize("change, error, words", [
     ({"scores": [torch.ones(4, dtype=torch.int64)]}, TypeError, r"scores\[0\]: expected float32, bfloat16 or float16 on a CUDA device, got Long"),
     ({"scores": [torch.ones(4, dtype=torch.float64)]}, TypeError, r"scores\[0\]: expected float32, bfloat16 or float16 on a CUDA device, got Double"),
-    ({"k": [1, 2]}, ValueError, r"k: expected 1 numbers, one per list entry, got 2"),
-    ({"k": [1, 2], "global_": True}, ValueError, r"k: expected 1 number for the whole list \(global_=True\), got 2"),
-    ({"k": torch.tensor([1, 2])}, ValueError, r"k: expected 1 numbers, one per list entry, got 2"),
-    ({"k": torch.tensor([[1]])}, ValueError, r"k: expected a vector or a 0-d tensor, got shape"),
-    ({"k": torch.tensor([1.0])}, TypeError, r"k: expected int64"),
-    ({"eligible": []}, ValueError, r"eligible: expected a list of 1 tensors like the first list, got 0"),
-    ({"eligible": [torch.ones(3, dtype=torch.bool)]}, ValueError, r"eligible\[0\]: expected a bool mask of shape \[4\], got \[3\]"),
-    ({"eligible": [torch.ones(2, dtype=torch.int32)]}, ValueError, r"eligible\[0\]: expected 1 contiguous int32 words"),
-    ({"eligible": [torch.ones(4)]}, TypeError, r"eligible\[0\]: expected a bool mask, packed int32 words or an empty tensor"),
+    *MISUSE,
 ])
 def test_misuse(lane, change, error, words):
     with pytest.raises(error, match=words):

@@ -192,13 +192,14 @@ def work():
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_nothing_waits_for_the_device():
     run, _ = work()
-    run()                                            # compiles
+    want = run()                                     # compiles
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        run()
+        got = run()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
 
 
 def test_captured_in_a_graph():
