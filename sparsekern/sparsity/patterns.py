@@ -1,5 +1,6 @@
 """What a sub-net's mask must look like: small frozen records."""
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -19,6 +20,15 @@ class Unstructured:
     def nnz(self, numel: int) -> int:
         """How many of `numel` weights are kept."""
         return kept(numel, self.sparsity)
+
+
+def single_sparsity(value: float | Sequence[float]) -> float:
+    """The one number of an algorithm that trains one net; a list of one is one."""
+    if isinstance(value, Sequence):
+        if len(value) != 1:
+            raise ValueError(f"sparsity: this algorithm trains one net, expected one number, got {list(value)}")
+        value = value[0]
+    return float(value)
 
 
 def kept(numel: int, sparsity: float) -> int:
