@@ -17,7 +17,7 @@ from sparsekern.sparsity.conflict_log import ConflictLog
 from sparsekern.sparsity.layers import Attached, Layer, find_layers
 from sparsekern.sparsity.masks import MaskSet
 from sparsekern.sparsity.optim_state import check_owned, fused_sgd
-from sparsekern.sparsity.patterns import Unstructured
+from sparsekern.sparsity.patterns import Pattern
 from sparsekern.sparsity.report import metrics, summary
 from sparsekern.sparsity.timeline import Timeline, View
 from sparsekern.sparsity.update import AnyUpdate, Correction, Measured, Update
@@ -56,11 +56,12 @@ class Sparsifier(ABC):
         self.model, self.optimizer = model, optimizer
         if c.total_steps < 1:
             raise ValueError(f"total_steps: expected the number of optimizer steps of the whole run, got {c.total_steps}")
+        self.left_dense: dict[str, dict[str, str]] = {}             # per sub-net the layers that its pattern does not fit, and why
         self.layers = self.find_layers()
         if not self.layers:
             raise ValueError("nothing to prune: no weight of a Linear or Conv2d layer is left by skip_first, skip_last, only and exclude")
         self.masks = self.make_masks()
-        self.patterns: dict[str, Unstructured] = self.make_patterns()
+        self.patterns: dict[str, Pattern] = self.make_patterns()
         for name in self.patterns:
             self.masks.add(name)
         norms = find_norms(model)[1 if c.share_first_norm else 0:]
@@ -102,7 +103,7 @@ class Sparsifier(ABC):
         return MaskSet({layer.name: layer.param for layer in self.layers})
 
     @abstractmethod
-    def make_patterns(self) -> dict[str, Unstructured]:
+    def make_patterns(self) -> dict[str, Pattern]:
         """The sub-nets by name."""
 
     @abstractmethod
