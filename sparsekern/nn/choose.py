@@ -11,6 +11,7 @@ from sparsekern._native import native
 
 _LEAST, _MOST, _BUDGET_S, _CLEAR = 3, 9, 0.5, 3.0            # rounds of one measurement; a ratio past _CLEAR needs only the least
 _LARGEST = 1 << 32                                           # bytes of a dense weight that is still formed to be measured
+_SETTINGS = ("kernel_size", "stride", "padding", "dilation", "groups", "n", "m", "gradient", "refresh")
 _measured: dict[tuple, dict[str, float]] = {}
 
 
@@ -31,37 +32,38 @@ def choose_backend(layer: nn.Module, shape: tuple[int, ...], dtype: torch.dtype 
 
     A few interleaved runs of forward and backward (gradients of input, values and bias), or of the forward pass of a layer for
     inference, under the present number of threads and autocast state, remembered per size, number of nonzeros (in steps of a fifth),
-    input, type and threads. The layer is left as it is. `layer`: with `backends`, the sparse product before "dense".
+    input, type and threads. The layer is left as it is.
+
+    Args:
+        layer: with `backends`, "dense" the last of them; without a dense product above 4 GiB.
     """
-    stored, (sparse, dense) = _stored(layer), layer.backends
+    stored = _stored(layer)
     size = layer.rows * layer.cols * stored.element_size()
     if size > _LARGEST:
-        return Choice(sparse, None, None, f"not measured: the dense weight alone would take {size / 2**30:.1f} GiB")
+        return Choice(layer.backends[0], None, None, f"not measured: the dense weight alone would take {size / 2**30:.1f} GiB")
     dtype = dtype or stored.dtype
     key = _key(layer, tuple(shape), dtype)
     if key not in _measured:
         _measured[key] = _measure(layer, shape, dtype)
-    sparse_ms, dense_ms = (_measured[key][backend] for backend in layer.backends)
-    faster = sparse_ms < dense_ms
+    times = _measured[key]
+    sparse = min(layer.backends[:-1], key=times.get)
+    sparse_ms, dense_ms = times[sparse], times["dense"]
+    name, faster = "sparse" if sparse == "csr" else sparse, sparse_ms < dense_ms
     ratio = dense_ms / sparse_ms if faster else sparse_ms / dense_ms
-    verdict = f"{_word(sparse)} is {ratio:.1f}x as fast" if faster else f"{_word(sparse)} takes {ratio:.1f}x the time, so the dense product is kept"
-    return Choice(sparse if faster else dense, sparse_ms, dense_ms, f"input {list(shape)}: {verdict}")
+    verdict = f"{name} is {ratio:.1f}x as fast" if faster else f"{name} takes {ratio:.1f}x the time, so the dense product is kept"
+    return Choice(sparse if faster else "dense", sparse_ms, dense_ms, f"input {list(shape)}: {verdict}")
 
 
 def _stored(layer: nn.Module) -> Tensor:
     return layer.values if hasattr(layer, "values") else layer.weight
 
 
-def _word(backend: str) -> str:
-    return "sparse" if backend == "csr" else backend
-
-
 def _key(layer: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> tuple:
     stored = _stored(layer)
     kind = stored.device.type
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    geometry = tuple(getattr(layer, name, None) for name in ("kernel_size", "stride", "padding", "dilation", "groups", "n", "m", "gradient", "refresh"))
-    return (type(layer).__name__, layer.rows, layer.cols, geometry, round(4 * math.log2(max(1, layer.nnz))), layer.bias is None, shape, dtype,
+    settings = tuple(getattr(layer, name, None) for name in _SETTINGS)
+    return (type(layer).__name__, layer.rows, layer.cols, settings, round(4 * math.log2(max(1, layer.nnz))), layer.bias is None, shape, dtype,
             stored.dtype, autocast, str(stored.device), torch.get_num_threads(), native.isa)
 
 
@@ -81,10 +83,12 @@ def _measure(layer: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> di
             if index:                                       # the first one makes plans and warms up
                 times[backend].append(seconds * 1e3)
         if index:
-            sparse, dense = (sorted(times[backend])[len(times[backend]) // 2] for backend in backends)
-            if time.perf_counter() - started > _BUDGET_S or (index >= _LEAST and max(sparse, dense) > _CLEAR * min(sparse, dense)):
+            medians = {backend: sorted(seen)[len(seen) // 2] for backend, seen in times.items()}
+            best = min(medians[backend] for backend in backends[:-1])
+            clear = max(best, medians["dense"]) > _CLEAR * min(best, medians["dense"])
+            if time.perf_counter() - started > _BUDGET_S or (index >= _LEAST and clear):
                 break
-    return dict(zip(backends, (sparse, dense)))
+    return medians
 
 
 @torch.enable_grad()

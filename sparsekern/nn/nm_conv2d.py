@@ -6,12 +6,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
+from sparsekern import ops
 from sparsekern.nn.nm_packed import PackedNM, packed_parts
 from sparsekern.nn.nm_weight import NMWeight
-from sparsekern.nn.sparse_conv2d import _pair, _Pair, check_convolution
+from sparsekern.nn.sparse_conv2d import _Pair, _pair, check_convolution
 
 _ASSUMED = 128, 16                                          # images and their side to measure at where none are told
-_PANEL = 1 << 20                                            # elements of the input laid out for one product
+_PANEL = 1 << 18                                            # elements of the input laid out for one product
 
 
 class _Geometry:
@@ -21,8 +22,9 @@ class _Geometry:
         name = type(self).__name__
         check_convolution(in_channels, out_channels, stride, padding, groups, padding_mode, name)
         if groups != 1:
-            kind = "a depthwise convolution has one input channel per output" if groups == in_channels else "each output sees a part of the inputs"
-            raise ValueError(f"{name}: groups: expected 1, got {groups}: {kind}, so there is no row of input channels to group; leave this layer dense")
+            kind = "depthwise" if groups == in_channels else "grouped"
+            raise ValueError(f"{name}: groups: expected 1, got {groups}: a {kind} convolution has no dense product along its input channels; "
+                             f"leave this layer dense")
         self.in_channels, self.out_channels, self.padding_mode = in_channels, out_channels, padding_mode
         self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)
         self.padding = padding if isinstance(padding, str) else _pair(padding)
@@ -41,14 +43,16 @@ class _Geometry:
             made.bias.copy_(self.bias)
         return made.train(self.training)
 
-    def _edges(self) -> list[int]:
-        """Padding left, right, above and below; with "same" the odd row and column come at the end."""
+    def _pad(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """(x, padding) for the ops; a "same" padding that is not even takes the odd row and column at the end, as in nn.Conv2d."""
         if self.padding == "valid":
-            return [0, 0, 0, 0]
+            return x, (0, 0)
         if self.padding != "same":
-            return [self.padding[1], self.padding[1], self.padding[0], self.padding[0]]
+            return x, self.padding
         high, wide = (d * (k - 1) for d, k in zip(self.dilation, self.kernel_size))
-        return [wide // 2, wide - wide // 2, high // 2, high - high // 2]
+        if high % 2 or wide % 2:
+            x = F.pad(x, (0, wide % 2, 0, high % 2))
+        return x, (high // 2, wide // 2)
 
     def _describe(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
@@ -59,15 +63,13 @@ class _Geometry:
 class NMConv2d(_Geometry, NMWeight):
     """A 2-D convolution by `W * mask`, the mask keeping n of every m input channels at each tap of the kernel; see NMWeight.
 
-    It trains with the dense product; `pack` gives the form for inference that skips what is not kept.
-
     Args:
         in_channels, out_channels, kernel_size, bias, stride, padding, dilation, device, dtype: as in nn.Conv2d, initial values too;
             padding also "valid" or "same". in_channels divisible by m.
         n, m, gradient, lambda_w, refresh, mask: as in NMWeight.
     Shape: x [N, C, H, W] or [C, H, W] as for nn.Conv2d.
     Raises:
-        ValueError: groups other than 1 (a row of the weight has no input channels beside it to choose from, or fewer), a padding_mode
+        ValueError: groups other than 1 (they have no dense product along all input channels), a padding_mode
             other than "zeros", and those of NMWeight.
     """
 
@@ -106,7 +108,7 @@ class NMConv2d(_Geometry, NMWeight):
         """The layer for inference: the kept weights, bit for bit, and where they stand.
 
         Args:
-            backend: "packed", "dense" or "auto": both are measured, and dense is kept where packed is not the quicker one.
+            backend: "csr", "packed", "dense" or "auto": all are measured, and the dense product is taken where no other is quicker.
             shape: of the input to measure at; None: 128 images of 16 x 16. `choice` of what is returned tells times and reason.
         """
         made = PackedNMConv2d(self.in_channels, self.out_channels, self.kernel_size, self.n, self.m, *packed_parts(self),
@@ -117,23 +119,50 @@ class NMConv2d(_Geometry, NMWeight):
         return made.train(self.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._convolve(x, self._effective(x), self.bias)
+        if x.dim() == 3:
+            return self.forward(x.unsqueeze(0)).squeeze(0)
+        if self._backend == "dense":
+            return self._convolve(x, self._effective(x), self.bias)
+        mask, values, (crow, col) = self._kept()
+        x, padding = self._pad(x)
+        y = ops.sparse_conv2d(x, crow, col, values, self.bias, self.kernel_size, stride=self.stride, padding=padding, dilation=self.dilation)
+        if self._straight():
+            y = _DenseGradient.apply(y, x.detach(), self._decayed(mask), self.stride, padding, self.dilation)
+        return y
 
     def extra_repr(self) -> str:
         return f"{self._describe()}, {self._options()}"
 
 
+class _DenseGradient(torch.autograd.Function):
+    """y as it is; all of the weight receives the gradient that a dense convolution would give it."""
+
+    @staticmethod
+    def forward(ctx, y, x, weight, stride, padding, dilation):
+        ctx.save_for_backward(x)
+        ctx.weight, ctx.geometry = (weight.shape, weight.dtype), (stride, padding, dilation)
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, = ctx.saved_tensors
+        shape, dtype = ctx.weight
+        return grad, None, torch.nn.grad.conv2d_weight(x.to(grad.dtype), shape, grad, *ctx.geometry).to(dtype), None, None, None
+
+
 class PackedNMConv2d(_Geometry, PackedNM):
     """A 2-D convolution from packed N:M weights, for inference; see PackedNM. Usually made by `NMConv2d.pack`.
 
-    With backend="packed" the input is laid out as a matrix, some images at a time (for a 1 x 1 kernel that is the input itself), and
-    multiplied by what is stored.
+    With backend="packed" the input is laid out as a matrix, some images at a time (for a 1 x 1 kernel these are its own numbers), and
+    multiplied by what is stored. "csr" sweeps the images as SparseConv2d does, on the CPU the quicker of the two, and holds the
+    weights a second time for it, in memory only.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation: as in nn.Conv2d.
         n, m, values, index, bias, backend: as in PackedNM; a row holds the taps of the kernel in order, the input channels of each.
     Shape: x [N, C, H, W] or [C, H, W] as for nn.Conv2d.
     """
+    backends = ("csr", "packed", "dense")
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: _Pair, n: int, m: int, values: Tensor, index: Tensor,
                  bias: Tensor | None = None, *, stride: _Pair = 1, padding: _Pair | str = 0, dilation: _Pair = 1, groups: int = 1,
@@ -146,23 +175,27 @@ class PackedNMConv2d(_Geometry, PackedNM):
         """An NMConv2d whose dense parent is zero outside the stored positions, with these as its fixed mask; options as there."""
         made, bias = NMConv2d.__new__(NMConv2d), None if self.bias is None else self.bias.clone()
         mask = self._in_channel_order(self.mask())
-        made._begin(self, self._dense().contiguous(), bias, self.n, self.m, {"refresh": "fixed", "mask": mask.contiguous()} | options)
+        made._begin(self, self._weight(), bias, self.n, self.m, {"refresh": "fixed", "mask": mask.contiguous()} | options)
         return made.train(self.training)
 
     @torch.no_grad()
     def to_dense(self) -> nn.Conv2d:
         """An nn.Conv2d with the same weights, zeros in between."""
-        return self._as_conv2d(self._dense())
+        return self._as_conv2d(self._weight())
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
         if self._backend == "dense":
-            return self._convolve(x, *self._dense_operands(x))
+            return self._convolve(x, *self._beside(x, self.dense, self.bias))
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"{type(self).__name__}: x: expected shape [N, {self.in_channels}, H, W], got {list(x.shape)}")
-        (high, wide), (down, right), edges = self.kernel_size, self.dilation, self._edges()
-        x = F.pad(x, edges) if any(edges) else x
+        x, padding = self._pad(x)
+        if self._backend == "csr":
+            return ops.sparse_conv2d(x, self.crow, self.col, *self._beside(x, self.val, self.bias), self.kernel_size, stride=self.stride,
+                                     padding=padding, dilation=self.dilation)
+        (high, wide), (down, right), (above, left) = self.kernel_size, self.dilation, padding
+        x = F.pad(x, (left, left, above, above)) if above or left else x
         taps = x.unfold(2, down * (high - 1) + 1, self.stride[0])[..., ::down].unfold(3, right * (wide - 1) + 1, self.stride[1])[..., ::right]
         rows, columns = taps.shape[2:4]                     # taps: [N, C, rows, columns, high, wide], a view
         parts = []
@@ -176,8 +209,14 @@ class PackedNMConv2d(_Geometry, PackedNM):
         """[out, kh * kw * in] as [out, in, kh, kw]."""
         return matrix.view(self.out_channels, *self.kernel_size, self.in_channels).permute(0, 3, 1, 2)
 
-    def _dense(self) -> Tensor:
+    def _weight(self) -> Tensor:
         return self._in_channel_order(self.dense_weight()).contiguous()
+
+    def _derived(self) -> dict[str, Tensor]:
+        if self._backend == "csr":
+            crow, col, val = ops.csr_from_mask(self._in_channel_order(self.mask()), self._weight(), nnz=self.nnz)
+            return {"crow": crow, "col": col, "val": val}
+        return {"dense": self._weight()} if self._backend == "dense" else {}
 
     def extra_repr(self) -> str:
         return f"{self._describe()}, {self.n}:{self.m}, bias={self.bias is not None}, backend={self.backend!r}"

@@ -9,23 +9,16 @@ from sparsekern.nn.nm_packed import PackedNM, packed_parts
 from sparsekern.nn.nm_weight import NMWeight
 
 _ASSUMED_BATCH = 128                                        # rows to measure at where none are told
-_PATTERN = ("crow", "col", "crow_t", "row_t", "perm")
 
 
 class NMLinear(NMWeight):
     """`y = x (W * mask)^T + b`, the mask keeping n of every m inputs; W stays dense and goes on training (see NMWeight).
-
-    backend="dense" multiplies by the masked weight. backend="packed" computes output and input gradient from the kept weights only; the
-    gradient of the weight stays one dense product unless gradient="masked". Worth it at a density of a quarter or less, and more so
-    with refresh="fixed", where nothing is laid out anew in every step; `choose_backend` measures it.
 
     Args:
         in_features, out_features, bias, device, dtype: as in nn.Linear, initial values too. in_features divisible by m.
         n, m, gradient, lambda_w, refresh, mask: as in NMWeight.
     Shape: x [..., in_features] -> [..., out_features].
     """
-    backends = ("packed", "dense")
-
     def __init__(self, in_features: int, out_features: int, n: int, m: int, bias: bool = True, *, gradient: str = "straight_through",
                  lambda_w: float | None = None, refresh: str = "forward", mask: Tensor | None = None, backend: str = "dense",
                  device=None, dtype: torch.dtype | None = None):
@@ -67,7 +60,7 @@ class NMLinear(NMWeight):
         """The layer for inference: the kept weights, bit for bit, and where they stand.
 
         Args:
-            backend: "packed", "dense" or "auto": both are measured, and dense is kept where packed is not the quicker one.
+            backend: "packed", "dense" or "auto": both are measured, and the dense product is taken where packed is not the quicker one.
             shape: of the input to measure at; None: 128 rows. `choice` of what is returned tells times and reason.
         """
         made = PackedNMLinear(self.in_features, self.out_features, self.n, self.m, *packed_parts(self),
@@ -79,33 +72,20 @@ class NMLinear(NMWeight):
     def forward(self, x: Tensor) -> Tensor:
         if self._backend == "dense":
             return F.linear(x, self._effective(x), self.bias)
-        mask, flat = self.current_mask(), x.reshape(-1, x.shape[-1])
-        pattern = [getattr(self, name) for name in _PATTERN] if self._refresh == "fixed" else self._lay_out(mask)
-        crow, col, *transposed = pattern
-        straight = self.gradient != "masked"
-        values = self._kept(self.weight.detach() if straight else self.weight, col)
-        y = ops.csr_linear(flat, crow, col, values, *transposed, self.bias, self.out_features)
-        if straight and self.weight.requires_grad and torch.is_grad_enabled():
+        flat = x.reshape(-1, x.shape[-1])
+        mask, values, pattern = self._kept()
+        y = ops.csr_linear(flat, *pattern[:2], values, *pattern[2:], self.bias, self.out_features)
+        if self._straight():
             y = _DenseGradient.apply(y, flat.detach(), self._decayed(mask))
         return y.reshape(*x.shape[:-1], self.out_features)
 
-    def _kept(self, weight: Tensor, col: Tensor) -> Tensor:
-        """[nnz] kept weights; their gradient is zero elsewhere."""
-        return weight.gather(1, col.long().view(self.rows, self.cols // self.m * self.n)).flatten()
-
-    def _plan(self) -> dict[str, Tensor]:
-        if self._backend == "dense" or self._refresh != "fixed":
-            return {}
-        return dict(zip(_PATTERN, self._lay_out(self.mask)))
-
-    @torch.no_grad()
-    def _lay_out(self, mask: Tensor) -> tuple[Tensor, ...]:
-        """The kept places as a CSR pattern, and what its transposed product wants."""
-        crow, col, _ = ops.csr_from_mask(mask, nnz=self.nnz)
-        return (crow, col, *ops.csr_plan(crow, col, self.rows, self.cols)[1:])
+    def _pattern(self, mask: Tensor) -> dict[str, Tensor]:
+        pattern = super()._pattern(mask)
+        _, crow_t, row_t, perm = ops.csr_plan(*pattern.values(), self.rows, self.cols)
+        return pattern | {"crow_t": crow_t, "row_t": row_t, "perm": perm}
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, {self._options()}, backend={self.backend!r}"
+        return f"in_features={self.in_features}, out_features={self.out_features}, {self._options()}"
 
 
 class _DenseGradient(torch.autograd.Function):
@@ -147,7 +127,7 @@ class PackedNMLinear(PackedNM):
 
     def forward(self, x: Tensor) -> Tensor:
         if self._backend == "dense":
-            return F.linear(x, *self._dense_operands(x))
+            return F.linear(x, *self._beside(x, self.dense, self.bias))
         y = self._product(x.reshape(-1, x.shape[-1]).t())
         return y.t().contiguous().view(*x.shape[:-1], self.out_features)
 

@@ -18,11 +18,11 @@ class PackedNM(nn.Module):
         n, m: n are kept of every m columns. values: [rows, cols / m * n], ascending position within a group.
         index: uint8 of that shape, the positions within the group, as from `ops.nm_pack`. bias: [rows] or None.
         backend: "packed" computes with what is stored (`ops.nm_spmm`). "dense" also holds the dense weight, in memory only, for the
-            layers where the dense product is the quicker one.
+            layers where the dense product is the quicker one. "csr" (PackedNMConv2d): see there.
     Raises:
         ValueError: sizes that disagree, positions beyond the group, twice in a group or out of order, an unknown backend.
     """
-    backends = ("packed", "dense")
+    backends: tuple[str, ...] = ("packed", "dense")
     inference_only = True
     values: Tensor
     index: Tensor
@@ -52,7 +52,7 @@ class PackedNM(nn.Module):
 
     @property
     def backend(self) -> str:
-        """ "packed" or "dense"; set it at any time. `choose` measures which is the quicker one."""
+        """One of `backends`; set it at any time. `choose` measures which is the quickest."""
         return self._backend
 
     @backend.setter
@@ -89,17 +89,18 @@ class PackedNM(nn.Module):
             values, bias = (t.float() if t is not None and t.dtype.itemsize == 2 and t.dtype != b.dtype else t for t in (values, bias))
         return ops.nm_spmm(values, self.index, b, self.n, self.m, self.cols, bias=bias)
 
-    def _dense_operands(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias for a dense product; float32 ones come in x's type where that is a half one, as the packed product takes them."""
+    def _beside(self, x: Tensor, *tensors: Tensor | None) -> list[Tensor | None]:
+        """float32 tensors in x's type where that is a half one, for the products that want one type; autocast sees to itself."""
         narrow = x.dtype.itemsize == 2 and self.values.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
-        return tuple(t.to(x.dtype) if narrow and t is not None else t for t in (self.dense, self.bias))
+        return [t.to(x.dtype) if narrow and t is not None else t for t in tensors]
 
-    def _dense(self) -> Tensor:
-        """The dense weight in the layout of the dense layer."""
-        return self.dense_weight()
+    def _derived(self) -> dict[str, Tensor]:
+        """The unsaved buffers that the backend wants."""
+        return {"dense": self.dense_weight()} if self._backend == "dense" else {}
 
+    @torch.no_grad()
     def _derive(self) -> None:
-        set_derived(self, {"dense": self._dense()} if self._backend == "dense" else {})
+        set_derived(self, self._derived())
 
     def _check(self, values, index, bias, where: str) -> None:
         shape = (self.rows, self.cols // self.m * self.n)

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern import ops
+from sparsekern.nn.sparse_weight import BACKENDS
 from sparsekern.ops.nm_mask import LARGEST_GROUP
 
 GRADIENTS, REFRESHES = ("straight_through", "sr_ste", "masked"), ("forward", "fixed")
@@ -24,11 +25,14 @@ class NMWeight(nn.Module):
         refresh: "forward": every forward pass keeps the n largest |W| of each group as they are then. "fixed": the mask is a buffer
             (saved as `mask`) that only `update_mask` changes.
         mask: bool of the weight's shape with exactly n per group, for refresh="fixed"; None: the largest |W|.
+        backend: "dense" multiplies by the masked weight. "csr" computes output and input gradient from the kept weights only; the gradient
+            of the weight stays one dense product unless gradient="masked". It pays at a density of a quarter or less, and more so with
+            refresh="fixed", where nothing is laid out anew in every step; `choose_backend` measures it.
     Raises:
         ValueError: n, m or an option out of range, m that does not divide, a mask with another number of kept weights in a group.
     Source: Zhou et al., "Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch", 2021 (SR-STE).
     """
-    backends: tuple[str, ...] = ("dense",)
+    backends = BACKENDS
     weight: nn.Parameter
     mask: Tensor | None
 
@@ -78,7 +82,7 @@ class NMWeight(nn.Module):
 
     @property
     def backend(self) -> str:
-        """The product: "dense" with the masked weight, or (NMLinear) "packed" with the kept weights only; set it at any time."""
+        """ "dense" or "csr"; set it at any time."""
         return self._backend
 
     @backend.setter
@@ -144,14 +148,31 @@ class NMWeight(nn.Module):
             return _Decayed.apply(self.weight, mask, self.lambda_w)
         return self.weight
 
-    # What is derived from a fixed mask.
+    # The kept weights alone, for backend="csr".
 
-    def _plan(self) -> dict[str, Tensor]:
-        """The buffers that the products of a subclass want."""
-        return {}
+    def _kept(self) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The mask, the kept weights ([nnz], with a gradient if gradient="masked") and the tensors of their pattern."""
+        mask = self.current_mask()
+        pattern = self._pattern(mask) if self._refresh != "fixed" else {name: getattr(self, name) for name in self._derived}
+        weight = self.weight.detach() if self.gradient != "masked" else self.weight
+        columns = pattern["col"].long().view(self.rows, self.cols // self.m * self.n)
+        return mask, weight.flatten(1).gather(1, columns).flatten(), list(pattern.values())
 
+    def _straight(self) -> bool:
+        """Whether the dense weight wants a dense gradient."""
+        return self.gradient != "masked" and self.weight.requires_grad and torch.is_grad_enabled()
+
+    def _pattern(self, mask: Tensor) -> dict[str, Tensor]:
+        """What the sparse products of a subclass want to know of the kept places: `crow` and `col` first."""
+        crow, col, _ = ops.csr_from_mask(mask, nnz=self.nnz)
+        return {"crow": crow, "col": col}
+
+    @torch.no_grad()
     def _derive(self) -> None:
-        set_derived(self, self._plan())
+        """Nothing but a fixed mask is worth remembering for."""
+        wanted = self._pattern(self.mask) if self._backend == "csr" and self._refresh == "fixed" else {}
+        self._derived = tuple(wanted)
+        set_derived(self, wanted)
 
     # Soundness.
 
@@ -174,7 +195,8 @@ class NMWeight(nn.Module):
 
     def _options(self) -> str:
         decay = f" (lambda_w={self.lambda_w:g})" if self.gradient == "sr_ste" else ""
-        return f"{self.n}:{self.m}, bias={self.bias is not None}, gradient={self.gradient!r}{decay}, refresh={self.refresh!r}"
+        return (f"{self.n}:{self.m}, bias={self.bias is not None}, gradient={self.gradient!r}{decay}, refresh={self.refresh!r}, "
+                f"backend={self.backend!r}")
 
 
 class _Decayed(torch.autograd.Function):
