@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparsekern import ops
 from sparsekern.algorithms.iee_form import Form, Weights
+from sparsekern.algorithms.iee_nm import Groups
 from sparsekern.sparsity import schedules
 from sparsekern.sparsity.layers import Layer
 from sparsekern.sparsity.masks import MaskSet
@@ -21,7 +22,7 @@ from sparsekern.sparsity.scores import Sources, score
 from sparsekern.sparsity.sparsifier import Sparsifier, SparsifierConfig
 from sparsekern.sparsity.timeline import ALL, FOREVER, Moment, Phase, Timeline, View, rest
 
-FORMS: dict[str, type[Form]] = {"unstructured": Weights}
+FORMS: dict[str, type[Form]] = {"unstructured": Weights, "nm": Groups}
 H, J, Q = "estimate", "improve", "explore"              # the phases by their names in the paper
 _SHORT_RUN = 8                                          # cycles that the default phases leave room for
 _LONGEST = 150                                          # steps of a phase in the paper
@@ -29,11 +30,12 @@ _LONGEST = 150                                          # steps of a phase in th
 
 @dataclass(kw_only=True)
 class IEEConfig(SparsifierConfig):
-    pattern: str = "unstructured"       # what is pruned: unstructured (single weights)
+    pattern: str = "unstructured"       # what is pruned: unstructured (single weights) or nm (n of every m neighbours are kept)
+    nm: str = "2:4"                     # with pattern nm: n kept of m (or "zeros 3:4" for 1:4)
     sparsity: float = 0.9               # unstructured: fraction of zeros over all prunable weights
     allocation: str = "erk"             # unstructured: erk, er or uniform (budgets per layer), or nonuniform (one ranking of all layers)
     first_allocation: str = "erk"       # unstructured: where nonuniform starts: erk, er or uniform
-    start: str = "random"               # how the first net is chosen: random, or magnitude (for a pretrained model)
+    start: str | None = None            # how the first net is chosen: random (the default), or magnitude (that of nm; for a pretrained model)
     h_steps: int | None = None          # steps of phase H, importance estimation; default: 150, or as many as leave room for 8 cycles
     j_steps: int | None = None          # steps of phase J, accuracy improvement; default: those of H
     q_steps: int | None = None          # steps of phase Q, exploration; default: those of H
@@ -79,7 +81,7 @@ class IEE(Sparsifier):
 
     def make_patterns(self) -> dict[str, Pattern]:
         c, form = self.config, self.form
-        c.update_schedule, c.score = c.update_schedule or form.schedule, c.score or form.score
+        c.update_schedule, c.score, c.start = c.update_schedule or form.schedule, c.score or form.score, c.start or form.first
         for name, value, known in (("update_schedule", c.update_schedule, ("cosine", "exponential")), ("score", c.score, form.scores),
                                    ("growth", c.growth, ("score", "random")), ("start", c.start, ("random", "magnitude"))):
             if value not in known:
