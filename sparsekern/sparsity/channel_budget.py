@@ -7,17 +7,14 @@ Saliency", structured part).
 """
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sparsekern.ops import knapsack
+from sparsekern.sparsity.channel_groups import ChannelGroup
 from sparsekern.sparsity.counter_rng import uniform
 from sparsekern.sparsity.latency import LatencyTable
-
-if TYPE_CHECKING:
-    from sparsekern.sparsity.channel_groups import ChannelGroup
 
 _CAPACITY = 200_000                     # units of a budget; a microsecond for nets below 200 ms
 _VALUE = 1_000_000                      # of the best bundle
@@ -35,7 +32,7 @@ class ChannelBudget:
         min_keep: bundles that every group keeps.
     """
 
-    def __init__(self, groups: Sequence["ChannelGroup"], table: LatencyTable, bundle: int = 8, min_keep: int = 1):
+    def __init__(self, groups: Sequence[ChannelGroup], table: LatencyTable, bundle: int = 8, min_keep: int = 1):
         if bundle < 1 or min_keep < 1:
             raise ValueError(f"channels: expected bundle and min_keep of at least 1, got {bundle} and {min_keep}")
         self.groups = {group.name: group for group in groups if not group.fixed}
