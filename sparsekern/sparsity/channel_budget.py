@@ -97,6 +97,7 @@ class ChannelBudget:
         least = {name: min(self.min_keep, len(parts)) for name, parts in bundles.items()}
         floor = math.fsum(math.fsum(costs[name][:least[name]]) for name in self.groups)
         taken = least if floor > budget - spent else self._knapsack(values, costs, budget - spent, self.min_keep)
+        taken = self._fit(budget, dict.fromkeys(bundles, 0), bundles, values, costs, taken, least)
         # The inputs shrank as well, so there may be room: what was cut last may stay.
         kept = {name: _mask(keep[name], bundles[name][:taken[name]]) for name in self.groups}
         return self._add(kept, {name: parts[taken[name]:] for name, parts in bundles.items()}, importance, budget)
@@ -186,14 +187,20 @@ class ChannelBudget:
         widths = self.widths(start)
         costs = {name: self._steps(name, widths, start[name], parts) for name, parts in bundles.items()}
         values = self._values(bundles, importance)
-        taken = self._knapsack(values, costs, budget - now, 0) if now <= budget else dict.fromkeys(bundles, 0)
-
-        def channels() -> dict[str, int]:
-            return {name: start[name] + sum(map(len, bundles[name][:count])) for name, count in taken.items()}
-        while self.total_ms(channels()) > budget and any(taken.values()):
-            taken[min((name for name, count in taken.items() if count),
-                      key=lambda name: values[name][taken[name] - 1] / max(costs[name][taken[name] - 1], 1e-9))] -= 1
+        none = dict.fromkeys(bundles, 0)
+        taken = self._knapsack(values, costs, budget - now, 0) if now <= budget else none
+        taken = self._fit(budget, start, bundles, values, costs, taken, none)
         return {name: _mask(mask, bundles[name][:taken[name]]) | mask for name, mask in kept.items()}
+
+    def _fit(self, budget: float, start, bundles, values, costs, taken: dict[str, int], least: dict[str, int]) -> dict[str, int]:
+        """Of the bundles taken beside `start` channels, without those of least value per millisecond that the true latency has no room for."""
+        taken = dict(taken)
+        while self.total_ms({name: start[name] + sum(map(len, bundles[name][:count])) for name, count in taken.items()}) > budget:
+            able = [name for name, count in taken.items() if count > least[name]]
+            if not able:
+                break
+            taken[min(able, key=lambda name: values[name][taken[name] - 1] / max(costs[name][taken[name] - 1], 1e-9))] -= 1
+        return taken
 
 
 def _mask(like: Tensor, bundles: list[Tensor]) -> Tensor:
