@@ -131,7 +131,7 @@ def test_pruning_meets_every_budget_and_is_no_worse_than_any_other_choice_at_the
     capacity = ms - (full - sum(map(sum, costs.values())))
     best = 0.0
     for counts in itertools.product(*(range(1, len(parts[name]) + 1) for name in parts)):
-        if sum(sum(costs[name][:n]) for name, n in zip(parts, counts)) <= capacity - 0.004:         # the unit of costs is a microsecond
+        if sum(sum(costs[name][:n]) for name, n in zip(parts, counts)) <= capacity * (1 - 1e-4):
             best = max(best, sum(sum(values[name][:n]) for name, n in zip(parts, counts)))
     assert sum(float(scores[name][mask].sum()) for name, mask in masks.items()) >= best * (1 - 1e-4)
     for name, mask in masks.items():                                                                # always the best of a group
