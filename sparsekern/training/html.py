@@ -56,7 +56,7 @@ def _cards(report: dict) -> str:
     nets = f"mean test accuracy of {len(subnets)} sub-nets" if len(subnets) > 1 else "test accuracy"
     entries = [(f"{report['mean_accuracy']:.2%}", nets),
                (f"{report['prunable']:,}", "prunable weights"), (f"{report['training_flops']:.3g}", "training FLOPs"),
-               (f"{share:.2f}&times;", "of a dense run's FLOPs"), (_duration(report["wall_seconds"]), "wall time")]
+               (f"{share:.2f}&times;", "of a dense run's FLOPs"), *_formula(report), (_duration(report["wall_seconds"]), "wall time")]
     if report.get("memory", {}).get("peak"):
         entries.append((f"{report['memory']['peak'] / 2**20:,.0f} MiB", "peak memory of the process" if report["device"]["type"] == "cpu"
                         else "peak memory on the device"))
@@ -65,6 +65,12 @@ def _cards(report: dict) -> str:
         entries.append((f"{inner['negative']:.1%}", "of inner-group products conflict"))
     return '<div class="cards">' + "".join(f'<div class="card"><b>{value}</b><span>{_text(label)}</span></div>'
                                            for value, label in entries) + "</div>"
+
+
+def _formula(report: dict) -> list[tuple[str, str]]:
+    formula = (report["metrics"].get("training_flops") or {}).get("paper")
+    dense = 3 * report["dense_forward_flops"]
+    return [(f"{formula['per_sample'] / dense:.2f}&times;", "of them by the paper's formula")] if formula and dense else []
 
 
 def _table(subnets: list[dict]) -> str:
