@@ -16,7 +16,7 @@ from sparsekern.sparsity.layers import Layer
 from sparsekern.sparsity.masks import MaskSet
 from sparsekern.sparsity.optim_state import shaped_state
 from sparsekern.sparsity.past_masks import PastMasks
-from sparsekern.sparsity.patterns import Unstructured
+from sparsekern.sparsity.patterns import Pattern
 from sparsekern.sparsity.scores import Sources, score
 from sparsekern.sparsity.sparsifier import Sparsifier, SparsifierConfig
 from sparsekern.sparsity.timeline import ALL, FOREVER, Moment, Phase, Timeline, View, rest
@@ -77,7 +77,7 @@ class IEE(Sparsifier):
     def make_masks(self) -> MaskSet:
         return self.form.make_masks()
 
-    def make_patterns(self) -> dict[str, Unstructured]:
+    def make_patterns(self) -> dict[str, Pattern]:
         c, form = self.config, self.form
         c.update_schedule, c.score = c.update_schedule or form.schedule, c.score or form.score
         for name, value, known in (("update_schedule", c.update_schedule, ("cosine", "exponential")), ("score", c.score, form.scores),

@@ -7,7 +7,7 @@ from sparsekern import ops
 from sparsekern.sparsity.allocation import ALLOCATIONS, allocate, global_masks
 from sparsekern.sparsity.layers import Layer
 from sparsekern.sparsity.masks import MaskSet
-from sparsekern.sparsity.patterns import Unstructured, single_sparsity
+from sparsekern.sparsity.patterns import Pattern, Unstructured, single_sparsity
 from sparsekern.sparsity.scores import Sources, score
 from sparsekern.sparsity.sparsifier import Sparsifier
 
@@ -36,7 +36,7 @@ class Form:
     def make_masks(self) -> MaskSet:
         return Sparsifier.make_masks(self.s)
 
-    def make_patterns(self) -> dict[str, Unstructured]:
+    def make_patterns(self) -> dict[str, Pattern]:
         """{name: pattern} of the one net; the form's settings are checked here."""
         raise NotImplementedError
 
@@ -81,7 +81,7 @@ class Form:
 class Weights(Form):
     """Single weights: budgets per layer, or one ranking of all layers."""
 
-    def make_patterns(self) -> dict[str, Unstructured]:
+    def make_patterns(self) -> dict[str, Pattern]:
         c = self.s.config
         c.sparsity = single_sparsity(c.sparsity)
         for name, value, known in (("allocation", c.allocation, (*ALLOCATIONS, "nonuniform")),
