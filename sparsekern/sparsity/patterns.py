@@ -73,6 +73,15 @@ class NM:
 Pattern = Unstructured | NM
 
 
+def single_sparsity(value: float | Sequence[float]) -> float:
+    """The one number of an algorithm that trains one net; a list of one is one."""
+    if isinstance(value, Sequence):
+        if len(value) != 1:
+            raise ValueError(f"sparsity: this algorithm trains one net, expected one number, got {list(value)}")
+        value = value[0]
+    return float(value)
+
+
 def kept(numel: int, sparsity: float) -> int:
     """The one rounding rule: floor(density * numel + 1/2)."""
     return math.floor((1.0 - sparsity) * numel + 0.5)
