@@ -79,7 +79,8 @@ class ChannelMasks:
         masks, counts = [], []
         for layer, group in zip(self._layers, self._group_of):
             rows = keep[group.name].to(layer.param.device)
-            masks.append(rows.view(-1, *[1] * (layer.param.dim() - 1)).expand(layer.param.shape))
+            mask = torch.empty_like(layer.param, dtype=torch.bool, requires_grad=False)
+            masks.append(mask.copy_(rows.view(-1, *[1] * (layer.param.dim() - 1)).expand(layer.param.shape)))
             counts.append(int(keep[group.name].sum()) * (layer.param.numel() // group.channels))
         return masks, counts
 

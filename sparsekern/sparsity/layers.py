@@ -133,11 +133,14 @@ class MaskedForward:
         norm = self.module
         if self.mask is None or not (norm.training and norm.track_running_stats):
             return self._shadowed(input)
-        statistics = norm.running_mean, norm.running_var
-        before = [value.clone() for value in statistics]
-        output = self._shadowed(input)
-        for value, old in zip(statistics, before):
-            value.copy_(torch.where(self.mask, value, old))
+        own = norm.running_mean, norm.running_var
+        norm.running_mean, norm.running_var = seen = [value.clone() for value in own]        # autograd keeps an eye on those it was given
+        try:
+            output = self._shadowed(input)
+        finally:
+            norm.running_mean, norm.running_var = own
+        for value, new in zip(own, seen):
+            value.copy_(torch.where(self.mask, new, value))
         return output
 
 
