@@ -270,8 +270,7 @@ class Run:
 
     def densities(self, name: str) -> dict[str, float]:
         """Share of nonzeros of every prunable weight under a mask."""
-        masks = self.sparsifier.masks
-        return {layer: count / numel for layer, count, numel in zip(masks.layers, masks.counts(name), masks.numels)}
+        return self.sparsifier.masks.densities(name)
 
     def forward_flops(self, name: str) -> float:
         """Of one sample through a sub-net, or a product under another mask; remembered until a mask changes."""
