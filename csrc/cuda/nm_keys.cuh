@@ -5,6 +5,8 @@
 
 namespace sparsekern::cuda {
 
+enum class NmOutput { bools, bits, apply };
+
 constexpr int kAbsent = -0x7fffffff - 1, kNaNRank = kAbsent + 1;  // below every number
 
 // Both sixteen-bit formats stand in the upper half of a word: then they differ from fp32 in the bits of infinity alone.
@@ -75,11 +77,15 @@ __device__ __forceinline__ Threshold nth_largest(int (&key)[W], int n) {
   return t;
 }
 
-// A tile of groups in shared memory: a word of padding after every 32, or threads that walk groups side by side would meet in
-// the same banks.
+// A tile of groups in shared memory, several to a thread where they are small, so that enough is in flight. A word of padding
+// follows every 32, or threads that walk groups side by side would meet in the same banks.
 constexpr int kTileThreads = 128;
 template <int W>
-constexpr int kTileWords = kTileThreads * W / 32 * 33;
+constexpr int kGroupsPerThread = W < 16 ? 16 / W : 1;
+template <int W>
+constexpr int kTileGroups = kTileThreads * kGroupsPerThread<W>;
+template <int W>
+constexpr int kTileWords = kTileGroups<W> * W / 32 * 33;
 __device__ __forceinline__ int in_tile(int i) { return i + (i >> 5); }
 
 // An index as quotient and remainder; most fit in 32 bits, where that is far cheaper.

@@ -1,7 +1,10 @@
-// Launchers of nm_mask, nm_apply_ and nm_mask_transposable; the kernels are in nm_mask.cuh.
+// Launchers of nm_mask, nm_apply_ and nm_mask_transposable; the kernels are in nm_mask.cuh, nm_tile.cuh and
+// nm_transposable.cuh.
 #include "cuda/nm_mask.cuh"
 
 #include "cuda/mask_bits.h"
+#include "cuda/nm_tile.cuh"
+#include "cuda/nm_transposable.cuh"
 
 namespace sparsekern::cuda {
 namespace {
@@ -22,6 +25,14 @@ int launch_flat(const NmShape& s, NmOrder order, void* x, void* out, NmOutput ou
 }
 
 template <class Bits, int W>
+int launch_wide(const NmShape& s, NmOrder order, void* x, void* out, NmOutput output, const DeviceProps& props, cudaStream_t stream) {
+  const auto kernel = &nm_wide_kernel<Bits, W>;
+  SK_LAUNCH(kernel, grid_of(s.groups() + 1, kTileThreads, props, kTilesPerSm), kTileThreads, 0, stream, static_cast<Bits*>(x),
+            static_cast<uint8_t*>(out), s.groups(), s.n, order, output);
+  return static_cast<int>(cudaGetLastError());
+}
+
+template <class Bits, int W>
 int launch_lanes(const NmShape& s, NmOrder order, void* x, void* out, NmOutput output, const DeviceProps& props, cudaStream_t stream) {
   const auto kernel = &nm_lanes_kernel<Bits, W>;
   SK_LAUNCH(kernel, grid_of(s.groups() / nm_lanes(W), kThreads, props, 2 * kLanesBlocksPerSm), kThreads, 0, stream, static_cast<Bits*>(x),
@@ -32,29 +43,30 @@ int launch_lanes(const NmShape& s, NmOrder order, void* x, void* out, NmOutput o
 template <int W>
 int launch_tile(const NmTile& a, const DeviceProps& props, cudaStream_t stream) {
   const auto kernel = &nm_tile_kernel<W>;
-  SK_LAUNCH(kernel, grid_of(a.shape.groups(), kTileThreads, props, kTilesPerSm), kTileThreads, 0, stream, a);
+  SK_LAUNCH(kernel, grid_of(a.shape.groups(), kTileGroups<W>, props, kTilesPerSm), kTileThreads, 0, stream, a);
   return static_cast<int>(cudaGetLastError());
+}
+
+using Launch = int (*)(const NmShape&, NmOrder, void* x, void* out, NmOutput, const DeviceProps&, cudaStream_t);
+
+template <class Bits>
+Launch in_registers(NmPath path, int m) {
+  if (path == NmPath::flat) return &launch_flat<Bits>;
+  if (path == NmPath::wide) return m == 16 ? &launch_wide<Bits, 16> : &launch_wide<Bits, 32>;
+  return m <= 4 ? &launch_lanes<Bits, 4> : &launch_lanes<Bits, 8>;
 }
 
 int launch(const NmShape& s, DType type, void* x, bool use_abs, void* out, NmOutput output, const DeviceProps& props, cudaStream_t stream) {
   const NmOrder order = nm_order(type, use_abs);
   const bool narrow = type != DType::f32;
-  const NmPath path = nm_path(s);
-  if (path == NmPath::flat)
-    return narrow ? launch_flat<uint16_t>(s, order, x, out, output, props, stream) : launch_flat<uint32_t>(s, order, x, out, output, props, stream);
-  if (path == NmPath::lanes) {
-    const auto kernel = narrow     ? s.m <= 4 ? &launch_lanes<uint16_t, 4> : &launch_lanes<uint16_t, 8>
-                        : s.m <= 4 ? &launch_lanes<uint32_t, 4>
-                                   : &launch_lanes<uint32_t, 8>;
-    return kernel(s, order, x, out, output, props, stream);
-  }
-  const NmTile a = {x, out, s, order, output, narrow};
+  if (const NmPath path = nm_path(s); path != NmPath::tile)
+    return (narrow ? in_registers<uint16_t>(path, s.m) : in_registers<uint32_t>(path, s.m))(s, order, x, out, output, props, stream);
   const auto kernel = s.m <= 4    ? &launch_tile<4>
                       : s.m <= 8  ? &launch_tile<8>
                       : s.m <= 16 ? &launch_tile<16>
                       : s.m <= 32 ? &launch_tile<32>
                                   : &launch_tile<64>;
-  return kernel(a, props, stream);
+  return kernel({x, out, s, order, output, narrow}, props, stream);
 }
 
 template <class T>

@@ -1,36 +1,27 @@
-// The n largest of every m neighbours, -0 as +0, NaN below every number, equal ones by the lowest index; and the best of the 90
-// patterns of a 4 x 4 block.
-// Flat groups and lanes of m <= 8: a thread has whole groups in registers and counts for each element those that beat it, four
-// counts to a register, so that a pair costs one comparison and one addition; the counts become mask bytes at once.
-// Other groups: a tile of 128 groups in shared memory, one thread each; a network sorts the keys in registers, and the n-th
-// largest and the number above it say what is kept.
+// The n largest of every m neighbours, -0 as +0, NaN below every number, equal ones by the lowest index.
+// Groups of m <= 8, behind each other or across lines: a thread has whole groups in registers and counts for each element those
+// that beat it, four counts to a register, so that a pair costs one comparison and one addition; the counts become mask bytes at
+// once. Groups of 16 or 32 behind each other: a network sorts a copy of a thread's keys, and the n-th largest and the number
+// above it say what is kept. All other groups: nm_tile.cuh.
 // Bytes per fp32 element: 4 and 1 (bools), 1/8 (packed) or 4 (apply); bandwidth-bound to m = 16 or so, then by the network's
-// comparisons, about log2(m)^2 / 2 per element. Transposable: 90 sums of a block and their comparisons, 28 operations per
-// element, about as long as its 5 bytes take.
+// comparisons, about log2(m)^2 / 2 per element.
 // State: compiled for sm_80 and sm_90a and run under the emulator of csrc/simt; not yet run on a GPU, no time measured.
 //
 // budget: nm_flat_kernel 64
 // budget: nm_lanes_kernel 96
-// budget: nm_tile_kernel 64
-// budget: nm_tile_kernel<32 80
-// budget: nm_tile_kernel<64 128
-// budget: nm_transposable_kernel 128
+// budget: nm_wide_kernel 80
+// budget: nm_wide_kernel<unsigned int, 32 128
+// budget: nm_wide_kernel<unsigned short, 32 128
 // promise: nm_flat_kernel LDG.E.128 no-fp64
 // promise: nm_lanes_kernel no-fp64
-// promise: nm_tile_kernel LDG.E.128 no-fp64
-// promise: nm_transposable_kernel no-fp64
+// promise: nm_wide_kernel LDG.E.128 no-fp64
 #pragma once
-#include <utility>
-
-#include "common/nm_patterns.h"
-#include "cuda/collective.cuh"
+#include "cuda/mask_bytes.cuh"
 #include "cuda/nm_keys.cuh"
 #include "cuda/nm_mask.h"
 #include "cuda/vector_io.cuh"
 
 namespace sparsekern::cuda {
-
-enum class NmOutput { bools, bits, apply };
 
 constexpr int kFlatBlocksPerSm = 4, kLanesBlocksPerSm = 2;
 
@@ -204,202 +195,44 @@ __global__ void __launch_bounds__(kThreads, kLanesBlocksPerSm) nm_lanes_kernel(B
   }
 }
 
-// ---- any groups ----
+// ---- groups of W = 16 or 32, one behind the other ----
 
-struct NmTile {
-  void *x, *out;
-  NmShape shape;
-  NmOrder order;
-  NmOutput output;
-  bool narrow;  // two bytes to an element
-
-  // Where a group of one line after the other begins; that of the last but one, where the array ends.
-  __device__ __forceinline__ int64_t begin(int64_t group) const {
-    const Divided at = divide(group, shape.per_line);
-    return at.quotient * shape.length + at.remainder * shape.m;
-  }
-};
-
-// `count` elements from p on into the tile; in groups of 16 bytes, but for the first and the last few.
-template <class Bits>
-__device__ __forceinline__ void load_tile(const Bits* p, int count, uint32_t* tile) {
-  constexpr int N = 16 / sizeof(Bits);
-  const int self = static_cast<int>(threadIdx.x);
-  const int head = min(count, static_cast<int>((0 - reinterpret_cast<uintptr_t>(p)) % 16 / sizeof(Bits))), groups = (count - head) / N;
-#pragma unroll 4
-  for (int j = self; j < groups; j += kTileThreads) {
-    const Group<Bits, N> raw = load_group<Bits, N, Cache::stream>(p + head + j * N, true);
+template <class Bits, int W>
+__global__ void __launch_bounds__(kTileThreads, W == 32 ? 4 : 6)
+    nm_wide_kernel(Bits* x, uint8_t* mask, int64_t groups, int n, NmOrder order, NmOutput output) {
+  const bool aligned = is_aligned(x, 16), mask_aligned = is_aligned(mask, 16);
+  // Packed, half a word may be left behind the last group of 16.
+  const int64_t units = output == NmOutput::bits && W == 16 ? (groups + 1) / 2 * 2 : groups, stride = static_cast<int64_t>(gridDim.x) * kTileThreads;
+  for (int64_t g = static_cast<int64_t>(blockIdx.x) * kTileThreads + threadIdx.x; g < units; g += stride) {
+    unsigned kept = 0;
+    Group<Bits, W> raw;
+    if (g < groups) {
+      raw = load_group<Bits, W>(x + g * W, aligned);
+      uint32_t word[W];
+      int key[W], sorted[W];
 #pragma unroll
-    for (int k = 0; k < N; ++k) tile[in_tile(head + j * N + k)] = in_word(raw.at[k]);
-  }
-  if (self < head) tile[in_tile(self)] = in_word(p[self]);
-  if (const int i = head + groups * N + self; i < count) tile[in_tile(i)] = in_word(p[i]);
-}
-
-template <class Bits>
-__device__ __forceinline__ void store_tile(Bits* p, int count, const uint32_t* tile) {
-  constexpr int N = 16 / sizeof(Bits);
-  const int self = static_cast<int>(threadIdx.x);
-  const int head = min(count, static_cast<int>((0 - reinterpret_cast<uintptr_t>(p)) % 16 / sizeof(Bits))), groups = (count - head) / N;
-  for (int j = self; j < groups; j += kTileThreads) {
-    Group<Bits, N> raw;
+      for (int k = 0; k < W; ++k) word[k] = in_word(raw.at[k]);
+      nm_keys(order, word, key);
 #pragma unroll
-    for (int k = 0; k < N; ++k) from_word(tile[in_tile(head + j * N + k)], raw.at[k]);
-    store_group(p + head + j * N, raw, true);
-  }
-  if (self < head) from_word(tile[in_tile(self)], p[self]);
-  if (const int i = head + groups * N + self; i < count) from_word(tile[in_tile(i)], p[i]);
-}
-
-// Words of the tile that are 0 or 1, as bytes.
-__device__ __forceinline__ void store_bools(uint8_t* p, int count, const uint32_t* tile) {
-  const int self = static_cast<int>(threadIdx.x), head = min(count, static_cast<int>((0 - reinterpret_cast<uintptr_t>(p)) % 4));
-  const int groups = (count - head) / 4;
-  for (int j = self; j < groups; j += kTileThreads) {
-    unsigned four = 0;
+      for (int k = 0; k < W; ++k) sorted[k] = key[k];
+      Threshold threshold = nth_largest(sorted, n);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) four |= tile[in_tile(head + 4 * j + k)] << 8 * k;
-    *reinterpret_cast<unsigned*>(p + head + 4 * j) = four;
-  }
-  if (self < head) p[self] = static_cast<uint8_t>(tile[in_tile(self)]);
-  if (const int i = head + groups * 4 + self; i < count) p[i] = static_cast<uint8_t>(tile[in_tile(i)]);
-}
-
-// The same as bits; p is the word of the tile's first element.
-__device__ __forceinline__ void store_bits(unsigned* p, int count, const uint32_t* tile) {
-  for (int i = static_cast<int>(threadIdx.x); i < (count + 31) / 32 * 32; i += kTileThreads) {
-    const unsigned word = __ballot_sync(kAllLanes, i < count && tile[in_tile(i)]);
-    if (lane_id() == 0) p[i / 32] = word;
-  }
-}
-
-// Groups of one line behind the other come through the tile, and go; those across lines lie side by side for neighbouring
-// threads, and the tile only keeps what each has read.
-template <int W>
-__global__ void __launch_bounds__(kTileThreads, W == 64   ? 4
-                                                : W == 32 ? 6
-                                                          : 8) nm_tile_kernel(const __grid_constant__ NmTile a) {
-  __shared__ uint32_t tile[kTileWords<W>];
-  const NmShape& s = a.shape;
-  const bool behind = s.inner == 1;
-  const int self = static_cast<int>(threadIdx.x);
-  const int64_t all = s.groups();
-  for (int64_t base = static_cast<int64_t>(blockIdx.x) * kTileThreads; base < all; base += static_cast<int64_t>(gridDim.x) * kTileThreads) {
-    const int64_t mine = min(base + self, all), tile_begin = behind ? a.begin(base) : 0;
-    const int total = behind ? static_cast<int>(a.begin(min(base + kTileThreads, all)) - tile_begin) : 0;
-    if (behind) {
-      if (a.narrow) load_tile(static_cast<const uint16_t*>(a.x) + tile_begin, total, tile);
-      else load_tile(static_cast<const uint32_t*>(a.x) + tile_begin, total, tile);
-      __syncthreads();
+      for (int k = 0; k < W; ++k)
+        if (threshold.keeps(key[k])) kept |= 1u << k;
     }
-    if (mine < all) {
-      const Divided lane = divide(mine, s.inner), group = divide(lane.quotient, s.per_line);
-      const int64_t first = group.remainder * s.m, begin = (group.quotient * s.length + first) * s.inner + lane.remainder;
-      const int count = static_cast<int>(min(static_cast<int64_t>(s.m), s.length - first));
-      const int place = static_cast<int>(begin - tile_begin);  // across lines it means nothing
-      const auto at = [&](int k) { return behind ? in_tile(place + k) : k * kTileThreads + self; };
-      int key[W];
-      if (!behind) {
+    if (output == NmOutput::bits) {
+      if (W == 32) reinterpret_cast<uint32_t*>(mask)[g] = kept;
+      else reinterpret_cast<uint16_t*>(mask)[g] = static_cast<uint16_t>(kept);
+    } else if (output == NmOutput::bools) {
+      Group<uint8_t, W> bytes;
 #pragma unroll
-        for (int k = 0; k < W; ++k)
-          if (k < count)
-            key[k] = static_cast<int>(a.narrow ? in_word(static_cast<const uint16_t*>(a.x)[begin + k * s.inner])
-                                               : static_cast<const uint32_t*>(a.x)[begin + k * s.inner]);
+      for (int k = 0; k < W; k += 4) reinterpret_cast<unsigned*>(bytes.at)[k / 4] = bits_to_bytes(kept >> k & 15);
+      store_group(mask + g * W, bytes, mask_aligned);
+    } else {
 #pragma unroll
-        for (int k = 0; k < W; ++k)
-          if (k < count) tile[at(k)] = static_cast<uint32_t>(key[k]);
-      }
-#pragma unroll
-      for (int k = 0; k < W; ++k) key[k] = k < count ? nm_key(tile[at(k)], a.order.infinity, a.order.use_abs) : kAbsent;
-      Threshold threshold = nth_largest(key, min(s.n, count));
-      for (int k = 0; k < count; ++k) {
-        const uint32_t word = tile[at(k)];
-        const bool keep = threshold.keeps(nm_key(word, a.order.infinity, a.order.use_abs));
-        const int64_t e = begin + k * s.inner;
-        if (behind) tile[at(k)] = a.output == NmOutput::apply ? (keep ? word : 0) : keep;
-        else if (a.output != NmOutput::apply) static_cast<uint8_t*>(a.out)[e] = keep;
-        else if (!keep && a.narrow) static_cast<uint16_t*>(a.x)[e] = 0;
-        else if (!keep) static_cast<uint32_t*>(a.x)[e] = 0;
-      }
-    }
-    if (!behind) continue;
-    __syncthreads();
-    if (a.output == NmOutput::bools) store_bools(static_cast<uint8_t*>(a.out) + tile_begin, total, tile);
-    else if (a.output == NmOutput::bits) store_bits(static_cast<unsigned*>(a.out) + tile_begin / 32, total, tile);
-    else if (a.narrow) store_tile(static_cast<uint16_t*>(a.x) + tile_begin, total, tile);
-    else store_tile(static_cast<uint32_t*>(a.x) + tile_begin, total, tile);
-    __syncthreads();
-  }
-}
-
-// ---- 2:4 along rows and columns ----
-
-constexpr float kTransposableLimit = transposable_limit<float>();
-
-// What is too large to be added up safely is cut off; NaN is 0.
-__device__ __forceinline__ float bounded_magnitude(float x) {
-  const float size = fabsf(x);
-  return size > kTransposableLimit ? kTransposableLimit : size == size ? size : 0.f;
-}
-
-template <int p>
-__device__ __forceinline__ void try_pattern(const float (&half)[2][36], float& best, unsigned& which) {
-  constexpr int top = kTransposable.top[p], bottom = kTransposable.bottom[p];
-  constexpr unsigned bits = kTransposable.bits[p];
-  const float sum = __fadd_rn(half[0][top], half[1][bottom]);
-  if (p > 0 && !(sum > best)) return;
-  best = sum;
-  which = bits;
-}
-
-template <int... p>
-__device__ __forceinline__ unsigned best_pattern(const float (&half)[2][36], std::integer_sequence<int, p...>) {
-  float best = 0;
-  unsigned which = 0;
-  (try_pattern<p>(half, best, which), ...);
-  return which;
-}
-
-template <int... p>
-__device__ __forceinline__ void pair_sums(const float (&x)[4], float (&sum)[6], std::integer_sequence<int, p...>) {
-  constexpr int left[] = {kKeptPairs[p][0]...}, right[] = {kKeptPairs[p][1]...};
-  ((sum[p] = __fadd_rn(x[left[p]], x[right[p]])), ...);
-}
-
-// A thread has one block; neighbouring threads neighbouring blocks, so that its four rows are read whole.
-template <class T>
-__global__ void __launch_bounds__(kTileThreads, 4) nm_transposable_kernel(const T* x, uint8_t* mask, int64_t bands, int64_t blocks) {
-  const bool aligned = is_aligned(x, 4 * sizeof(T)), mask_aligned = is_aligned(mask, 4);
-  const int64_t all = bands * blocks, stride = static_cast<int64_t>(gridDim.x) * kTileThreads;
-  for (int64_t b = static_cast<int64_t>(blockIdx.x) * kTileThreads + threadIdx.x; b < all; b += stride) {
-    const Divided at = divide(b, blocks);
-    const int64_t begin = (at.quotient * 4 * blocks + at.remainder) * 4;  // a row has 4 blocks elements
-    Group<T, 4> raw[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) raw[i] = load_group<T, 4, Cache::stream>(x + begin + i * 4 * blocks, aligned);
-    float pair[4][6], half[2][36];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      float row[4];
-#pragma unroll
-      for (int k = 0; k < 4; ++k) row[k] = bounded_magnitude(to_float(raw[i].at[k]));
-      pair_sums(row, pair[i], std::make_integer_sequence<int, 6>());
-    }
-#pragma unroll
-    for (int h = 0; h < 2; ++h)
-#pragma unroll
-      for (int p = 0; p < 36; ++p) half[h][p] = __fadd_rn(pair[2 * h][p / 6], pair[2 * h + 1][p % 6]);
-    const unsigned which = best_pattern(half, std::make_integer_sequence<int, kTransposablePatterns>());
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const unsigned four = which >> 4 * i & 15, bytes = four * 0x00204081u & 0x01010101u;
-      uint8_t* const to = mask + begin + i * 4 * blocks;
-      if (mask_aligned) {
-        *reinterpret_cast<unsigned*>(to) = bytes;
-      } else {
-#pragma unroll
-        for (int k = 0; k < 4; ++k) to[k] = bytes >> 8 * k & 1;
-      }
+      for (int k = 0; k < W; ++k)
+        if (!(kept >> k & 1)) raw.at[k] = 0;
+      store_group(x + g * W, raw, aligned);
     }
   }
 }

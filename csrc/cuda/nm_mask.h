@@ -26,11 +26,12 @@ inline NmShape nm_shape(int64_t outer, int64_t length, int64_t inner, int n, int
 // Groups across lines, of up to `width` elements: so many lanes of neighbours to a thread.
 SK_HOST_DEVICE constexpr int nm_lanes(int width) { return width <= 4 ? 4 : 2; }
 
-// flat: m of 1, 2, 4 or 8 behind each other, in registers; lanes: m <= 8 across lines, likewise; tile: any other.
-enum class NmPath { flat, lanes, tile };
+// Behind each other, flat: m of 1, 2, 4 or 8, wide: 16 or 32; across lines, lanes: m <= 8; all in registers. tile: any other.
+enum class NmPath { flat, wide, lanes, tile };
 inline NmPath nm_path(const NmShape& s) {
-  if (s.inner == 1) return !s.has_short() && s.m <= 8 && 8 % s.m == 0 ? NmPath::flat : NmPath::tile;
-  return s.m <= 8 && s.inner % nm_lanes(s.m) == 0 ? NmPath::lanes : NmPath::tile;
+  if (s.inner != 1) return s.m <= 8 && s.inner % nm_lanes(s.m) == 0 ? NmPath::lanes : NmPath::tile;
+  if (s.has_short()) return NmPath::tile;
+  return s.m <= 8 && 8 % s.m == 0 ? NmPath::flat : s.m == 16 || s.m == 32 ? NmPath::wide : NmPath::tile;
 }
 
 // Packed words come straight out of the kernel where no group of another line begins inside a word; else by way of bools.

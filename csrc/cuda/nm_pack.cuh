@@ -1,6 +1,6 @@
 // What is kept of every group of m columns, v rows together, and where it stands: the n columns with the largest sums of
 // magnitudes (NaN and inf first), so that the n or fewer that have a non-zero are among them, equal ones by the lowest index.
-// A block has 128 groups of a band of v rows. It adds their magnitudes up in shared memory, row by row; a thread per group
+// A block has a tile of groups of a band of v rows. It adds their magnitudes up in shared memory, row by row; a thread per group
 // finds the n-th largest in registers, as nm_mask does, and leaves the places; then the block writes indices and values in the
 // order in which they lie in memory, reading the elements a second time, from L1 or L2.
 // Bytes per fp32 element: 4, and n / m of (4 + 1 / v); bandwidth-bound to m = 16 or so.
@@ -18,7 +18,7 @@ namespace sparsekern::cuda {
 
 struct NmPack {
   NmPackArgs a;
-  int64_t blocks_per_band;
+  int64_t tiles_per_band;
   DType type;
 };
 
@@ -45,13 +45,14 @@ __global__ void __launch_bounds__(kTileThreads, W == 64   ? 4
                                                 : W == 32 ? 6
                                                           : 8) nm_pack_kernel(const __grid_constant__ NmPack p) {
   __shared__ uint32_t tile[kTileWords<W>];  // sums of magnitudes; then the places
+  constexpr int R = kGroupsPerThread<W>;
   const NmPackArgs& a = p.a;
   const int self = static_cast<int>(threadIdx.x);
-  const int64_t cols = a.groups * a.m, stored_cols = a.groups * a.n, tiles = a.bands * p.blocks_per_band;
+  const int64_t cols = a.groups * a.m, stored_cols = a.groups * a.n, tiles = a.bands * p.tiles_per_band;
   for (int64_t b = blockIdx.x; b < tiles; b += gridDim.x) {
-    const Divided at = divide(b, p.blocks_per_band);
-    const int64_t first = at.remainder * kTileThreads, row = at.quotient * a.v, begin = row * cols + first * a.m;
-    const int groups = static_cast<int>(min(int64_t{kTileThreads}, a.groups - first)), total = groups * a.m, stored = groups * a.n;
+    const Divided at = divide(b, p.tiles_per_band);
+    const int64_t first = at.remainder * kTileGroups<W>, row = at.quotient * a.v, begin = row * cols + first * a.m;
+    const int groups = static_cast<int>(min(int64_t{kTileGroups<W>}, a.groups - first)), total = groups * a.m, stored = groups * a.n;
     for (int64_t r = 0; r < a.v; ++r) {
 #pragma unroll 4
       for (int i = self; i < total; i += kTileThreads) {
@@ -61,19 +62,27 @@ __global__ void __launch_bounds__(kTileThreads, W == 64   ? 4
       }
     }
     __syncthreads();
-    unsigned long long kept = 0;
-    if (self < groups) {
+    unsigned long long kept[R] = {};
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      const int group = self + r * kTileThreads, place = group * a.m;
+      if (group >= groups) continue;
       int key[W];
 #pragma unroll
-      for (int k = 0; k < W; ++k) key[k] = k < a.m ? sum_key(tile[in_tile(self * a.m + k)]) : kAbsent;
+      for (int k = 0; k < W; ++k) key[k] = k < a.m ? sum_key(tile[in_tile(place + k)]) : kAbsent;
       Threshold threshold = nth_largest(key, a.n);
       for (int k = 0; k < a.m; ++k)
-        if (threshold.keeps(sum_key(tile[in_tile(self * a.m + k)]))) kept |= 1ull << k;
+        if (threshold.keeps(sum_key(tile[in_tile(place + k)]))) kept[r] |= 1ull << k;
     }
     __syncthreads();
-    for (int o = self * a.n; kept != 0; kept &= kept - 1, ++o) {
-      const uint32_t k = static_cast<uint32_t>(__ffsll(static_cast<long long>(kept)) - 1);
-      tile[in_tile(o)] = (static_cast<uint32_t>(self * a.m) + k) << 8 | k;
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      const int group = self + r * kTileThreads;
+      int o = group * a.n;
+      for (unsigned long long left = kept[r]; left != 0; left &= left - 1, ++o) {
+        const uint32_t k = static_cast<uint32_t>(__ffsll(static_cast<long long>(left)) - 1);
+        tile[in_tile(o)] = (static_cast<uint32_t>(group * a.m) + k) << 8 | k;
+      }
     }
     __syncthreads();
     uint8_t* index = a.index + at.quotient * stored_cols + first * a.n;

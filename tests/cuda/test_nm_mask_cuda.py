@@ -70,7 +70,7 @@ def test_four_lanes_to_a_thread(lane, dtype):
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_groups_in_a_tile(lane, dtype):
     for n, m in [(2, 4), (2, 8), *TILE]:
-        for shape, dim in (((3, 131), 1), ((2, 35, 3), 1), ((m, 70), 0), ((5, 6 * m), 1)):
+        for shape, dim in (((3, 131), 1), ((2, 35, 3), 1), ((m, 70), 0), ((5, 6 * m), 1), ((3, m), 1)):
             check(lane, special(shape, dtype), n, m, dim)
 
 
