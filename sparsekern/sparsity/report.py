@@ -15,6 +15,7 @@ def summary(sparsifier) -> list[dict]:
         zeros = s.masks.numel - sum(counts)
         rows.append({"name": name, "pattern": str(pattern), "target_sparsity": pattern.sparsity, "sparsity": s.masks.sparsity(name),
                      "sparsity_of_all_parameters": zeros / parameters, "nnz": sum(counts), "prunable": s.masks.numel,
+                     "left_dense": s.left_dense.get(name, {}),
                      "layers": {layer: {"nnz": count, "numel": numel, "sparsity": 1 - count / numel}
                                 for layer, count, numel in zip(s.masks.layers, counts, s.masks.numels)}})
     return rows

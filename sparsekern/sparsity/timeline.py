@@ -5,11 +5,20 @@ ALL = "all"                             # the mask name that means every weight
 FOREVER = 1 << 62
 
 
+def rest(name: str) -> str:
+    """The mask name that means all that the mask `name` hides."""
+    return f"~{name}"
+
+
 @dataclass(frozen=True)
 class View:
-    """Two mask names: the weights that take part in the forward pass, and those that may change."""
+    """Two mask names: the weights that take part in the forward pass, and those that may change.
+
+    `frozen`: nothing else changes, neither parameters without a mask nor the running statistics of norms (which normalise by the batch).
+    """
     forward: str
     update: str
+    frozen: bool = False
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,11 @@ class Moment:
     cycle: int
     position: int
     offset: int
+
+    @property
+    def last(self) -> bool:
+        """Whether this is the last step of its phase."""
+        return self.offset == self.phase.steps - 1
 
 
 @dataclass(frozen=True)
