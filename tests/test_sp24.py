@@ -257,7 +257,8 @@ def test_product(dtype):
     x = torch.randn(96, 192).to(dtype)
     v, e = sp24_compress(x)[:2]
     w = torch.where(nm_mask(x, 2, 4), x, 0).double()
-    for b in (torch.randn(192, 37).to(dtype), torch.randn(37, 192).to(dtype).t(), torch.randn(192, 80).to(dtype)[:, ::2], torch.empty(192, 0).to(dtype)):
+    for b in (torch.randn(192, 37).to(dtype), torch.randn(37, 192).to(dtype).t(), torch.randn(192, 80).to(dtype)[:, ::2],
+              torch.empty(192, 0).to(dtype)):
         for bias in (None, torch.randn(96).to(dtype), torch.randn(96).to(torch.float64 if dtype == torch.float64 else torch.float32)):
             for out_dtype in (None, dtype, torch.float64 if dtype == torch.float64 else torch.float32):
                 got = sp24_mm(v, e, b, bias=bias, out_dtype=out_dtype)
@@ -306,7 +307,7 @@ def test_opcheck():
 def test_bad_input_compress(name):
     x, three = torch.randn(64, 64), torch.ones(64, 64, dtype=torch.bool)
     three.view(64, 16, 4)[..., 3] = False
-    for error, words, given, options in (
+    for error, words, matrix, options in (
             (TypeError, "x: expected float32, bfloat16, float16 or float64, got", x.int(), {}),
             (ValueError, r"x: expected a matrix with rows divisible by 32 and columns by 64 .*got shape \[31, 64\]", x[:31], {}),
             (ValueError, r"rows divisible by 64 and columns by 64", x[:32], {"both": True}),
@@ -319,7 +320,7 @@ def test_bad_input_compress(name):
             (ValueError, "at most 2 of 4 along rows and along columns .*row 0, column 0; make it with nm_mask_transposable", x,
              {"mask": three, "both": True})):
         with pytest.raises(error, match="sp24_compress: " + (".*" if not words.startswith(("x", "mask", "layout")) else "") + words):
-            call("sp24_compress", name, given, **options)
+            call("sp24_compress", name, matrix, **options)
     late = nm_mask_transposable(x)
     late[41, 20:24] = True
     with pytest.raises(ValueError, match="at row 40, column 20"):

@@ -49,8 +49,9 @@ def sp24_compress(x: Tensor, *, mask: Tensor | None = None, both: bool = False, 
         layout: of e. "sm80": the order in which CUTLASS hands metadata to sparse tensor cores, as torch's CUTLASS path takes it.
             "linear": row by row.
     Returns:
-        (v, e, vt, et), which knows x's `shape`. v: [rows, cols / 2] of x's dtype. e: int16 [rows, cols / 16]; a word holds four groups, four bits each, lowest
-        first, the position of the group's first value in the lower two. vt, et: the same of the transpose, empty without `both`.
+        (v, e, vt, et), which knows x's `shape`. v: [rows, cols / 2] of x's dtype. e: int16 [rows, cols / 16]; a word holds four groups,
+        four bits each, lowest first, the position of the group's first value in the lower two. vt, et: the same of the transpose, empty
+        without `both`.
     Raises:
         ValueError: shapes that do not fit, an unknown layout, `both` with a mask that is not transposable (CPU). TypeError: dtypes.
     Cost: 3.125 bytes per 16-bit element, 4.25 with `both`, x being read once; a bool mask adds 1. On the CPU `both` without a mask first makes
@@ -84,7 +85,8 @@ def sp24_decompress(v: Tensor, e: Tensor, shape, *, layout: str = "sm80") -> Ten
     check_packed("sp24_decompress", v, e, layout)
     stored = [v.shape[0], 2 * v.shape[1]]
     if len(shape) != 2 or not all(map(_fills_up, shape, stored)):
-        raise ValueError(f"sp24_decompress: shape: expected that of the matrix which was packed, at most {COLS - 1} short of {stored}, got {list(shape)}")
+        raise ValueError(f"sp24_decompress: shape: expected that of the matrix which was packed, at most {COLS - 1} short of {stored}, "
+                         f"got {list(shape)}")
     return torch.ops.sparsekern.sp24_decompress(v, e, stored, layout=layout)[:shape[0], :shape[1]]
 
 
