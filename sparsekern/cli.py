@@ -56,7 +56,7 @@ def _algorithms() -> list[str]:
 
 def _train(arguments: list[str]) -> int:
     from sparsekern.training import TrainConfig, train
-    from sparsekern.training.progress import clock, table
+    from sparsekern.training.progress import clock, left_dense, table
     if not arguments or arguments[0].startswith("-"):
         if arguments[:1] in (["-h"], ["--help"]):
             print(_usage(), end="")
@@ -71,7 +71,7 @@ def _train(arguments: list[str]) -> int:
     options = {name: values.pop(name) for name in _algorithm_fields(algorithm)}
     config = TrainConfig(**values, options={name: value for name, value in options.items() if value is not None})
     report = train(config)
-    print(table(report["subnets"]))
+    print("\n".join([table(report["subnets"]), *left_dense(report["subnets"])]))
     share = report["training_flops"] / report["dense_training_flops"]
     print(f"{report['steps']} steps in {clock(report['wall_seconds'])} on {report['device']['name']}; training FLOPs "
           f"{report['training_flops']:.3g}, {share:.2f} of a dense run")
@@ -101,7 +101,7 @@ def _parse_train(algorithm: str, arguments: list[str]) -> dict | None:
         _add(parser, name, _shares if name in ("sparsity", "milestones") else field.type, default, described.get(name, ""))
     described = field_help(_algorithm_class(algorithm))
     for name, field in _algorithm_fields(algorithm).items():
-        _add(parser, name, field.type, _default(field), f"{algorithm}: {described.get(name, '')}")
+        _add(parser, name, _as_given if name == "nm" else field.type, _default(field), f"{algorithm}: {described.get(name, '')}")
     try:
         values = parser.parse_args(arguments)
     except SystemExit as done:                             # --help and --print_config print and leave
@@ -126,6 +126,11 @@ def _shares(value) -> tuple[float, ...]:
         return (float(value),)
     parts = value.strip("[]() ").split(",") if isinstance(value, str) else value
     return tuple(float(part) for part in parts)
+
+
+def _as_given(value):
+    """2:4 stays a text on the command line; what YAML made of it is judged where it is used."""
+    return value
 
 
 def _algorithm_class(algorithm: str) -> type:

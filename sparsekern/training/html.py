@@ -5,6 +5,7 @@ import io
 import json
 
 from sparsekern.training import plots
+from sparsekern.training.progress import left_dense
 
 STYLE = """
 :root { --ink: #1c2430; --soft: #5d6b7c; --line: #dfe5ec; --paper: #fff; --ground: #f5f7fa; --accent: #1f6f8b; }
@@ -83,7 +84,8 @@ def _table(subnets: list[dict]) -> str:
                  "-" if s["loss"] is None else f"{s['loss']:.4f}", f"{s['forward_flops']:.4g}")
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     header = "".join(f"<th>{cell}</th>" for cell in head)
-    return f'<section class="wide"><table><tr>{header}</tr>{"".join(rows)}</table></section>'
+    notes = "".join(f'<p class="note">{_text(line)}</p>' for line in left_dense(subnets))
+    return f'<section class="wide"><table><tr>{header}</tr>{"".join(rows)}</table>{notes}</section>'
 
 
 def _layers(report: dict) -> str:
