@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sparsekern.sparsity import rest
 from sparsekern.training import report as reports
 from sparsekern.training.checkpoint import (
     CheckpointError,
@@ -192,13 +193,13 @@ class Run:
         with self._autocast():
             loss = self.step_loss(self.model, images.contiguous(memory_format=self.memory_format), labels, self.criterion)
         loss.backward()
-        forward_flops = self.forward_flops(subnet)         # of the masks that this forward used
+        products = [self.forward_flops(name) for name in self.sparsifier.products]      # of the masks that this step used
         try:
             self.sparsifier.step(max_norm=self.config.max_norm)
         except ValueError as error:                        # e.g. NaN in a layer's weights when its mask is due
             raise TrainingError(f"step {self.step}: {error}") from error
         self.optimizer.zero_grad()
-        self.flops.add(forward_flops, len(labels))
+        self.flops.add(*products, samples=len(labels))
         position = self.subnets.index(subnet)
         self.loss_sums[position] += loss.detach()
         self.loss_counts[position] += 1
@@ -268,18 +269,18 @@ class Run:
     # ---- what the sub-nets are ----
 
     def densities(self, name: str) -> dict[str, float]:
-        """Share of nonzeros of every prunable weight."""
-        masks = self.sparsifier.masks
-        return {layer: count / numel for layer, count, numel in zip(masks.layers, masks.counts(name), masks.numels)}
+        """Share of nonzeros of every prunable weight under a mask."""
+        return self.sparsifier.masks.densities(name)
 
     def forward_flops(self, name: str) -> float:
-        """Of one sample through a sub-net; remembered until a mask changes."""
+        """Of one sample through a sub-net, or a product under another mask; remembered until a mask changes."""
         version = self.sparsifier.masks.version
         if self._known_flops[0] != version:
             self._known_flops = version, {}
         known = self._known_flops[1]
         if name not in known:
-            known[name] = sparse_flops(self.dense_flops, self.densities(name))
+            others = 0.0 if name.startswith(rest("")) else 1.0      # the rest of a mask has nothing of the weights without one
+            known[name] = sparse_flops(self.dense_flops, self.densities(name), others)
         return known[name]
 
     # ---- to disk and back ----
