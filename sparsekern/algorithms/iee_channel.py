@@ -1,5 +1,4 @@
 """IEE's structured form: whole channels under a latency that a table of measurements tells."""
-import torch
 from torch import Tensor, nn
 
 from sparsekern.algorithms.iee_form import Form
@@ -9,7 +8,6 @@ from sparsekern.sparsity.counter_rng import uniform
 from sparsekern.sparsity.layers import Layer
 from sparsekern.sparsity.masks import MaskSet
 from sparsekern.sparsity.slim import slim
-from sparsekern.sparsity.timeline import Phase
 
 _APPROACH, _EVERY = 30, 40              # HALP's prunings of a pretrained model, and the steps between them
 
@@ -55,7 +53,7 @@ class ChannelForm(Form):
         if c.start == "random" or not self.explores():
             return []
         events = min(_APPROACH, max(1, c.total_steps // 10)) if c.approach is None else c.approach
-        every = max(1, min(_EVERY, c.total_steps // (10 * events))) if c.approach_every is None else c.approach_every
+        every = max(1, min(_EVERY, c.total_steps // (10 * max(1, events)))) if c.approach_every is None else c.approach_every
         if events < 1 or every < 1:
             raise ValueError(f"approach, approach_every: expected at least 1, got {events} and {every}")
         return [every] * events
