@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sparsekern import ops
 from sparsekern.algorithms.iee_channel import ChannelForm
 from sparsekern.algorithms.iee_form import Form, Weights
+from sparsekern.algorithms.iee_nm import Groups
 from sparsekern.sparsity import schedules
 from sparsekern.sparsity.layers import Layer
 from sparsekern.sparsity.masks import MaskSet
@@ -22,7 +23,7 @@ from sparsekern.sparsity.scores import Sources, score
 from sparsekern.sparsity.sparsifier import Sparsifier, SparsifierConfig
 from sparsekern.sparsity.timeline import ALL, FOREVER, Moment, Phase, Timeline, View, rest
 
-FORMS: dict[str, type[Form]] = {"unstructured": Weights, "channel": ChannelForm}
+FORMS: dict[str, type[Form]] = {"unstructured": Weights, "nm": Groups, "channel": ChannelForm}
 H, J, Q = "estimate", "improve", "explore"              # the phases by their names in the paper
 LEAD = "approach"                                       # before the cycles: from a pretrained model to the budget
 _SHORT_RUN = 8                                          # cycles that the default phases leave room for
@@ -31,10 +32,12 @@ _LONGEST = 150                                          # steps of a phase in th
 
 @dataclass(kw_only=True)
 class IEEConfig(SparsifierConfig):
-    pattern: str = "unstructured"       # what is pruned: unstructured (single weights) or channel (whole channels)
+    pattern: str = "unstructured"       # what is pruned: unstructured (single weights), nm (n of every m neighbours are kept) or channel
+    nm: str = "2:4"                     # with pattern nm: n kept of m (or "zeros 3:4" for 1:4)
     sparsity: float = 0.9               # unstructured: fraction of zeros over all prunable weights
     allocation: str = "erk"             # unstructured: erk, er or uniform (budgets per layer), or nonuniform (one ranking of all layers)
     first_allocation: str = "erk"       # unstructured: where nonuniform starts: erk, er or uniform
+    start: str | None = None            # how the first net is chosen: random (the default), or magnitude (that of nm; for a pretrained model)
     latency: float | str = 0.55         # channel: target, a fraction of the whole net's latency, or milliseconds ("12.5ms")
     table: str | None = None            # channel: path of the model's latency table
     bundle: int = 8                     # channel: channels that come and go together
@@ -43,7 +46,6 @@ class IEEConfig(SparsifierConfig):
     other_machine: bool = False         # channel: accept a latency table that was measured on another machine
     approach: int | None = None         # channel, start=magnitude: prunings on the way to the budget; default: 30, fewer in a short run
     approach_every: int | None = None   # and the steps between them; default: 40, or as many as make a tenth of a short run
-    start: str = "random"               # how the first net is chosen: random, or magnitude (for a pretrained model)
     h_steps: int | None = None          # steps of phase H, importance estimation; default: 150, or as many as leave room for 8 cycles
     j_steps: int | None = None          # steps of phase J, accuracy improvement; default: those of H
     q_steps: int | None = None          # steps of phase Q, exploration; default: those of H
@@ -89,7 +91,7 @@ class IEE(Sparsifier):
 
     def make_patterns(self) -> dict[str, Pattern]:
         c, form = self.config, self.form
-        c.update_schedule, c.score = c.update_schedule or form.schedule, c.score or form.score
+        c.update_schedule, c.score, c.start = c.update_schedule or form.schedule, c.score or form.score, c.start or form.first
         for name, value, known in (("update_schedule", c.update_schedule, ("cosine", "exponential")), ("score", c.score, form.scores),
                                    ("growth", c.growth, ("score", "random")), ("start", c.start, ("random", "magnitude"))):
             if value not in known:

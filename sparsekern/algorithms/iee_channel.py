@@ -1,5 +1,4 @@
 """IEE's structured form: whole channels under a latency that a table of measurements tells."""
-import torch
 from torch import Tensor, nn
 
 from sparsekern.algorithms.iee_form import Form
@@ -9,7 +8,6 @@ from sparsekern.sparsity.counter_rng import uniform
 from sparsekern.sparsity.layers import Layer
 from sparsekern.sparsity.masks import MaskSet
 from sparsekern.sparsity.slim import slim
-from sparsekern.sparsity.timeline import Phase
 
 _APPROACH, _EVERY = 30, 40              # HALP's prunings of a pretrained model, and the steps between them
 

@@ -7,7 +7,7 @@ from sparsekern import ops
 from sparsekern.sparsity.allocation import ALLOCATIONS, allocate, global_masks
 from sparsekern.sparsity.layers import Layer
 from sparsekern.sparsity.masks import MaskSet
-from sparsekern.sparsity.patterns import Pattern, Unstructured, single_sparsity
+from sparsekern.sparsity.patterns import Pattern, Unstructured, refuse_settings, single_sparsity
 from sparsekern.sparsity.scores import Sources, score
 from sparsekern.sparsity.sparsifier import Sparsifier
 
@@ -23,6 +23,7 @@ class Form:
     """
     until = 0.75                        # default share of the run after which cycles end
     schedule = "cosine"                 # default schedule of the update budget
+    first = "random"                    # default choice of the first net
     score = "magnitude"                 # default importance score
     scores = ("magnitude", "mean_magnitude")
 
@@ -95,6 +96,7 @@ class Weights(Form):
 
     def make_patterns(self) -> dict[str, Pattern]:
         c = self.s.config
+        refuse_settings(c, "nm", "nm")
         c.sparsity = single_sparsity(c.sparsity)
         for name, value, known in (("allocation", c.allocation, (*ALLOCATIONS, "nonuniform")),
                                    ("first_allocation", c.first_allocation, ALLOCATIONS)):
