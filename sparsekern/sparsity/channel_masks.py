@@ -46,8 +46,6 @@ class ChannelMasks:
         if not self.groups:
             whole = ", ".join(f"{group.name}: {group.fixed}" for group in self.all) or "there is none"
             raise ValueError(f"channels: no group may be pruned: {whole}")
-            reasons = ", ".join(f"{group.name}: {group.fixed}" for group in self.all)
-            raise ValueError(f"channels: no group may be pruned: {reasons or 'there is none'}")
         self._layers: list[Layer] = []
         self._group_of: list[ChannelGroup] = []
         for group in self.groups:
