@@ -56,6 +56,7 @@ def _algorithms() -> list[str]:
 # ---- train ----
 
 def _train(arguments: list[str]) -> int:
+    from sparsekern.deploy.channel_report import channel_report, describe
     from sparsekern.training import TrainConfig, train
     from sparsekern.training.progress import clock, left_dense, table
     if not arguments or arguments[0].startswith("-"):
@@ -71,8 +72,10 @@ def _train(arguments: list[str]) -> int:
         return 0
     options = {name: values.pop(name) for name in _algorithm_fields(algorithm)}
     config = TrainConfig(**values, options={name: value for name, value in options.items() if value is not None})
-    report = train(config)
+    report = train(config, on_end=channel_report)
     print("\n".join([table(report["subnets"]), *left_dense(report["subnets"])]))
+    if "slim" in report:
+        print(describe(report["slim"]))
     share = report["training_flops"] / report["dense_training_flops"]
     print(f"{report['steps']} steps in {clock(report['wall_seconds'])} on {report['device']['name']}; training FLOPs "
           f"{report['training_flops']:.3g}, {share:.2f} of a dense run")

@@ -66,3 +66,4 @@ def train(net: nn.Module, sparsifier, steps) -> None:
     for step in steps:
         backward(net, step)
         sparsifier.step()
+        net.zero_grad()
