@@ -13,6 +13,7 @@ from sparsekern.ops import nm_mask, nm_pack, nm_spmm
 from sparsekern.ops.nm_spmm import nm_columns
 from sparsekern.testing import assert_close, each_implementation, threads
 
+SPMM = [name for name in each_implementation("nm_spmm") if name != "triton"]           # Triton's agreement: test_nm_spmm_triton.py
 TYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 # (rows, cols, n, m, v, N): vectors, what does not fill a panel or a tile, all groups sizes, nothing at all.
 CASES = [(37, 52, 1, 4, 1, 70), (1, 4, 2, 4, 1, 1), (16, 64, 2, 8, 1, 16), (130, 48, 1, 16, 1, 33), (32, 70, 3, 7, 4, 48), (40, 64, 1, 64, 5, 20),
@@ -57,7 +58,7 @@ def test_worked_example_pack(name):
     assert index.tolist() == [[1, 3, 0, 1]] and values.tolist() == [[5, 7, 0, 0], [0, 0, 3, 4]]
 
 
-@pytest.mark.parametrize("name", each_implementation("nm_spmm"))
+@pytest.mark.parametrize("name", SPMM)
 def test_worked_example_product(name):
     b = torch.arange(8.0)[:, None] * torch.tensor([1.0, 10.0])
     assert call("nm_spmm", name, VALUES, INDEX, b, 2, 4, 8).tolist() == [[40, 400], [32, 320]]
@@ -66,7 +67,7 @@ def test_worked_example_product(name):
     assert call("nm_spmm", name, VALUES, INDEX[:1], b, 2, 4, 8, v=2)[:, 0].tolist() == [40, 40]
 
 
-@pytest.mark.parametrize("name", each_implementation("nm_spmm"))
+@pytest.mark.parametrize("name", SPMM)
 def test_worked_example_only_stored_elements_carry_nan_and_inf(name):
     b = torch.ones(8, 1)
     b[2], b[6] = math.nan, math.inf
@@ -132,19 +133,19 @@ def test_cpu_agrees(isa, dtype):
     check("cpu", dtype)
 
 
-@pytest.mark.parametrize("name", [name for name in each_implementation("nm_spmm") if name != "cpu"])
+@pytest.mark.parametrize("name", [name for name in SPMM if name != "cpu"])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_agrees(name, dtype):
     check(name, dtype)
 
 
-@pytest.mark.parametrize("name", each_implementation("nm_spmm"))
+@pytest.mark.parametrize("name", SPMM)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_float32_values_beside_half_operands(name, dtype):
     check(name, dtype, torch.float32, CASES[:5])
 
 
-@pytest.mark.parametrize("name", each_implementation("nm_spmm"))
+@pytest.mark.parametrize("name", SPMM)
 def test_strided_operands(name):
     x = make(45, 64, 2, 8)
     values, index = nm_pack(x, 2, 8)
@@ -314,14 +315,14 @@ def test_the_first_group_at_fault_is_named(name):
     ({"v": 0}, ValueError, "v: expected at least 1 row that shares its columns, got 0"),
     ({"v": 3}, ValueError, r"values: expected rows divisible by v = 3, got shape \[2, 4\]"),
 ])
-@pytest.mark.parametrize("name", each_implementation("nm_spmm"))
+@pytest.mark.parametrize("name", SPMM)
 def test_misuse_of_the_product(name, changed, error, words):
     given = {"values": VALUES, "index": INDEX, "b": torch.ones(8, 2), "n": 2, "m": 4, "cols": 8} | changed
     with pytest.raises(error, match=f"nm_spmm: {words}"):
         call("nm_spmm", name, *[given.pop(key) for key in ("values", "index", "b", "n", "m", "cols")], **given)
 
 
-@pytest.mark.parametrize("name", each_implementation("nm_spmm"))
+@pytest.mark.parametrize("name", SPMM)
 def test_a_bad_position_is_found_wherever_it_stands(name):
     for count in (1, 7, 8, 9, 33):
         for place in range(count):

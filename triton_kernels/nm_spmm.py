@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .csr_sddmm import INTERPRETED
 from .csr_spmm import TILE, TYPES, arithmetic, check_vector
 
 DEPTH, BLOCK = 32, 64                           # entries and columns of b in a step of the dense product
@@ -28,12 +29,14 @@ def nm_rows_kernel(values, index, b, bias, out, rows, per_row, n, v, b_row, b_co
     row = (tl.program_id(0) % rows).to(tl.int64)
     j = (tl.program_id(0) // rows).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([LANES, BLOCK], ARITHMETIC)
-    for start in range(0, per_row, LANES):
+    start = 0
+    while start < per_row:
         e = start + tl.arange(0, LANES)
         k = columns_of(index + row // v * per_row, e, per_row, KEEP, GROUP)
         w = tl.load(values + row * per_row + e, mask=e < per_row, other=0.0).to(ARITHMETIC)
         x = tl.load(b + k[:, None] * b_row + j[None, :] * b_col, mask=(e < per_row)[:, None] & (j < n)[None, :], other=0.0)
         total += w[:, None] * x.to(ARITHMETIC)
+        start += LANES
     result = tl.sum(total, 0)
     if BIAS:
         result += tl.load(bias + row).to(ARITHMETIC)
@@ -41,19 +44,35 @@ def nm_rows_kernel(values, index, b, bias, out, rows, per_row, n, v, b_row, b_co
 
 
 @triton.jit
-def nm_bands_kernel(values, index, b, bias, out, tiles, per_row, n, v, b_row, b_col, BIAS: tl.constexpr, KEEP: tl.constexpr,
-                    GROUP: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, BLOCK: tl.constexpr):
+def add_product(total, values, index, b, row, j, start, per_row, n, b_row, b_col, KEEP: tl.constexpr, GROUP: tl.constexpr, DEPTH: tl.constexpr,
+                FULL: tl.constexpr):
+    """total + values[row, start : start + DEPTH] times the rows of b that these entries name"""
+    e = start + tl.arange(0, DEPTH)
+    k = columns_of(index, e, per_row, KEEP, GROUP)
+    w = tl.load(values + row[:, None] * per_row + e[None, :], mask=(e < per_row)[None, :], other=0.0)
+    x = tl.load(b + k[:, None] * b_row + j[None, :] * b_col, mask=(e < per_row)[:, None] & (j < n)[None, :], other=0.0)
+    if FULL:
+        w, x = w.to(tl.float32), x.to(tl.float32)
+    return tl.dot(w, x, total, input_precision="ieee")
+
+
+@triton.jit
+def nm_bands_kernel(values, index, b, bias, out, tiles, per_row, n, v, b_row, b_col, INTERPRETED: tl.constexpr, BIAS: tl.constexpr,
+                    KEEP: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, BLOCK: tl.constexpr):
     # The same for ROWS rows of one band, v a multiple of ROWS; values of b's dtype.
     row = (tl.program_id(0) % tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     j = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     band = (tl.program_id(0) % tiles).to(tl.int64) * ROWS // v
+    positions = index + band * per_row
     total = tl.zeros([ROWS, BLOCK], tl.float32)
-    for start in range(0, per_row, DEPTH):
-        e = start + tl.arange(0, DEPTH)
-        k = columns_of(index + band * per_row, e, per_row, KEEP, GROUP)
-        w = tl.load(values + row[:, None] * per_row + e[None, :], mask=(e < per_row)[None, :], other=0.0)
-        x = tl.load(b + k[:, None] * b_row + j[None, :] * b_col, mask=(e < per_row)[:, None] & (j < n)[None, :], other=0.0)
-        total = tl.dot(w, x, total, input_precision="ieee")
+    if INTERPRETED:                                         # older interpreters take no range of an argument; compiled, it is pipelined
+        start = 0
+        while start < per_row:
+            total = add_product(total, values, positions, b, row, j, start, per_row, n, b_row, b_col, KEEP, GROUP, DEPTH, True)
+            start += DEPTH
+    else:
+        for start in range(0, per_row, DEPTH):
+            total = add_product(total, values, positions, b, row, j, start, per_row, n, b_row, b_col, KEEP, GROUP, DEPTH, False)
     if BIAS:
         total += tl.load(bias + row).to(tl.float32)[:, None]
     tl.store(out + row[:, None] * n + j[None, :], total.to(out.dtype.element_ty), mask=(j < n)[None, :])
@@ -99,7 +118,8 @@ def nm_spmm(values, index, b, n, m, cols, *, v=1, bias=None):
         if v % 16 == 0 and values.dtype == b.dtype and b.dtype != torch.float64:
             tall = next(r for r in (64, 32, 16) if v % r == 0)
             nm_bands_kernel[(rows // tall * triton.cdiv(width, BLOCK),)](
-                values, index, b, bias, out, rows // tall, per_row, width, v, b.stride(0), b.stride(1), **common, ROWS=tall, DEPTH=DEPTH, BLOCK=BLOCK)
+                values, index, b, bias, out, rows // tall, per_row, width, v, b.stride(0), b.stride(1), **common, ROWS=tall, DEPTH=DEPTH, BLOCK=BLOCK,
+                INTERPRETED=INTERPRETED)
             return out
         block = min(128, triton.next_power_of_2(width))
         lanes = min(64, (TILE if b.dtype != torch.float64 else TILE // 2) // block)
@@ -119,7 +139,7 @@ def _row(kernel, name, b="*fp32", values=None, row_major=True, **given):
     return {"kernel": kernel, "name": name, "signature": signature, "constexprs": on, "attrs": {(i,): [["tt.divisibility", 16]] for i in divisible}}
 
 
-_ROWS, _BANDS = {"ARITHMETIC": tl.float32, "LANES": 16, "BLOCK": 128}, {"ROWS": 64, "DEPTH": DEPTH, "BLOCK": BLOCK}
+_ROWS, _BANDS = {"ARITHMETIC": tl.float32, "LANES": 16, "BLOCK": 128}, {"ROWS": 64, "DEPTH": DEPTH, "BLOCK": BLOCK, "INTERPRETED": False}
 AOT = [_row(nm_rows_kernel, "fp32", **_ROWS), _row(nm_rows_kernel, "bf16, fp32 values, 2:16", b="*bf16", values="*fp32", KEEP=2, GROUP=16, **_ROWS),
        _row(nm_rows_kernel, "fp32, narrow, bias", BIAS=True, **_ROWS | {"LANES": 64, "BLOCK": 8}),
        _row(nm_rows_kernel, "fp16, column-major", b="*fp16", row_major=False, **_ROWS),
