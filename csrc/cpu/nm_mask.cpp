@@ -12,6 +12,7 @@
 #include "common/nm_check.h"
 #include "common/nm_patterns.h"
 #include "cpu/mask_bits_op.h"
+#include "cpu/nm_mask_op.h"
 #include "cpu/nm_types.h"
 #include "cpu/select_types.h"
 
@@ -66,14 +67,15 @@ at::Tensor nm_mask_cpu(const at::Tensor& x, int64_t n, int64_t m, int64_t dim, b
 
 void nm_apply_cpu(const at::Tensor& x, int64_t n, int64_t m, int64_t dim) {
   const int64_t along = check_nm("nm_apply_", x, n, m, dim);
-  TORCH_CHECK_VALUE(x.is_non_overlapping_and_dense(), "nm_apply_: x: expected a dense tensor (it is written in place), got sizes ", x.sizes(),
-                    " with strides ", x.strides(), "; pass a contiguous tensor");
+  check_nm_dense("nm_apply_", x);
   for_float("nm_apply_", "x", x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     auto* data = static_cast<T*>(x.mutable_data_ptr());
     for_units(x, n, m, along, [&](const NmUnits& units, int64_t begin, int64_t end) { SK_PICK(nm_apply_piece<T>)(units, data, begin, end); });
   });
 }
+
+}  // namespace
 
 at::Tensor nm_mask_transposable_cpu(const at::Tensor& x, int64_t n, int64_t m) {
   check_transposable(x, n, m);
@@ -90,8 +92,6 @@ at::Tensor nm_mask_transposable_cpu(const at::Tensor& x, int64_t n, int64_t m) {
   });
   return mask;
 }
-
-}  // namespace
 
 TORCH_LIBRARY_IMPL(sparsekern, CPU, m) {
   m.impl("nm_mask", &nm_mask_cpu);
