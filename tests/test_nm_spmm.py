@@ -1,4 +1,5 @@
 """nm_pack and nm_spmm: what is kept comes back bit for bit, sums over stored elements only, the same bits everywhere."""
+import importlib
 import itertools
 import math
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from sparsekern import ops
 from sparsekern._native import native
 from sparsekern.ops import nm_mask, nm_pack, nm_spmm
+from sparsekern.ops._remember import Remembered
 from sparsekern.ops.nm_spmm import nm_columns
 from sparsekern.testing import assert_close, each_implementation, threads
 
@@ -235,6 +237,58 @@ def test_gradients_have_the_types_of_their_inputs():
     assert [leaf.grad.dtype for leaf in leaves] == [torch.float32, torch.bfloat16, torch.float32] and leaves[2].grad.tolist() == [4.0] * 6
     with torch.no_grad():
         assert not nm_spmm(leaves[0], index, leaves[1], 2, 4, 12).requires_grad
+
+
+def test_the_pattern_of_the_gradients_is_made_once_and_again_after_an_edit(monkeypatch):
+    module, made = importlib.import_module("sparsekern.ops.nm_spmm"), []
+    plain = module.transposed
+    monkeypatch.setattr(module, "transposed", lambda *given: made.append(1) or plain(*given))
+    x = make(20, 48, 2, 8)
+    values, index = nm_pack(x, 2, 8)
+    b, incoming = torch.randn(48, 33, requires_grad=True), torch.randn(20, 33)
+
+    def check(values, index, v=1):
+        d_b, = torch.autograd.grad(nm_spmm(values, index, b, 2, 8, 48, v=v), b, incoming)
+        assert_close(d_b, unpack(values, index, 2, 8, 48, v).t().double() @ incoming.double(), reduction=20)
+        return len(made)
+
+    assert [check(values, index), check(values * 2, index)] == [1, 1]
+    index[0, :2] = torch.tensor([6, 7], dtype=torch.uint8)
+    assert [check(values, index), check(values, index)] == [2, 2]
+    index.data = index.flip(0)
+    assert check(values, index) == 3
+    assert check(values, index.clone()) == 4
+    shared = index[:10].clone()
+    assert check(values, shared, 2) == 5
+
+
+def test_the_gradient_of_values_follows_an_edit_of_index():
+    values, index = nm_pack(make(20, 48, 2, 8), 2, 8)
+    b, incoming = torch.randn(48, 33), torch.randn(20, 33)
+    for _ in range(2):
+        leaf = values.clone().requires_grad_()
+        d_values, = torch.autograd.grad(nm_spmm(leaf, index, b, 2, 8, 48), leaf, incoming)
+        assert_close(d_values, (incoming.double() @ b.double().t()).gather(1, nm_columns(index, 2, 8).long()), reduction=33)
+        index[:, ::2] = 0
+        index[:, 1::2] = 7
+
+
+def test_what_is_remembered_is_bounded_and_dies_with_its_tensor():
+    known, made = Remembered(slots=2), []
+
+    def get(tensor, facts=()):
+        return known.get(tensor, facts, lambda: made.append(1) or len(made))
+
+    first, second, third = torch.zeros(3), torch.zeros(3), torch.zeros(3)
+    assert [get(first), get(first), get(first, ("more",)), get(first)] == [1, 1, 2, 1]
+    assert [get(second), get(third), get(first)] == [3, 4, 5]           # the two newest stay
+    del third
+    assert [get(second), len(known._known)] == [6, 2]
+    first.add_(1)
+    assert [get(first), get(first), len(known._known)] == [7, 7, 2]
+    with torch.inference_mode():
+        unversioned = torch.zeros(3)
+    assert [get(unversioned), get(unversioned)] == [8, 9]
 
 
 # ---- citizenship ----

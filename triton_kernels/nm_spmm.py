@@ -134,8 +134,7 @@ def _row(kernel, name, b="*fp32", values=None, row_major=True, **given):
     on |= {} if on["BIAS"] else {"bias": None}
     signature = {"values": values or b, "index": "*u8", "b": b, "bias": values or b, "out": b, "per_row": "i32", "n": "i32", "v": "i32",
                  "b_row": "i32", "b_col": "i32", "rows" if kernel is nm_rows_kernel else "tiles": "i32"} | dict.fromkeys(on, "constexpr")
-    divisible = [i for i, parameter in enumerate(kernel.arg_names) if parameter in ("values", "index", "b", "bias", "out", "per_row", "n", "b_row", "b_col")
-                 and parameter not in on]
+    divisible = [i for i, parameter in enumerate(kernel.arg_names) if parameter not in on and parameter not in ("rows", "tiles", "v")]
     return {"kernel": kernel, "name": name, "signature": signature, "constexprs": on, "attrs": {(i,): [["tt.divisibility", 16]] for i in divisible}}
 
 
@@ -144,5 +143,6 @@ AOT = [_row(nm_rows_kernel, "fp32", **_ROWS), _row(nm_rows_kernel, "bf16, fp32 v
        _row(nm_rows_kernel, "fp32, narrow, bias", BIAS=True, **_ROWS | {"LANES": 64, "BLOCK": 8}),
        _row(nm_rows_kernel, "fp16, column-major", b="*fp16", row_major=False, **_ROWS),
        _row(nm_rows_kernel, "fp64", b="*fp64", **_ROWS | {"ARITHMETIC": tl.float64, "LANES": 8}),
-       _row(nm_bands_kernel, "fp16, 2:16", b="*fp16", KEEP=2, GROUP=16, **_BANDS), _row(nm_bands_kernel, "bf16, bias", b="*bf16", BIAS=True, **_BANDS),
-       _row(nm_bands_kernel, "fp32", **_BANDS), _row(nm_bands_kernel, "fp32, 16 rows", **_BANDS | {"ROWS": 16})]
+       _row(nm_bands_kernel, "fp16, 2:16", b="*fp16", KEEP=2, GROUP=16, **_BANDS),
+       _row(nm_bands_kernel, "bf16, bias", b="*bf16", BIAS=True, **_BANDS), _row(nm_bands_kernel, "fp32", **_BANDS),
+       _row(nm_bands_kernel, "fp32, 16 rows", **_BANDS | {"ROWS": 16})]
