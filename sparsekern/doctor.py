@@ -246,10 +246,22 @@ def _nm(draw, *, packed: bool):
     return [*ops.nm_pack(x, 2, 8), b, 2, 8, 96], {"bias": bias}
 
 
+def _sp24(draw, op):
+    """A [64, 192] matrix in bfloat16 and a mask that is 2:4 both ways; or what is packed of it, a dense operand and a bias."""
+    x = torch.randn(64, 192, generator=draw).bfloat16()
+    mask = ops.nm_mask_transposable(x) & (torch.rand(x.shape, generator=draw) < 0.9)
+    if op == "sp24_compress":
+        return [x], {"mask": mask, "both": True}
+    v, e = ops.sp24_compress(x, mask=mask)[:2]
+    b, bias = torch.randn(192, 40, generator=draw).bfloat16(), torch.randn(64, generator=draw)
+    return ([v, e, list(x.shape)], {}) if op == "sp24_decompress" else ([v, e, b], {"bias": bias})
+
+
 _SEED = torch.tensor(7)
 _K = [20, 1, 300, 0, 0]
 MAKERS: dict[str, Callable[[torch.Generator], tuple[list, dict]]] = {
     **{op: functools.partial(_csr, op=op) for op in ("csr_plan", "csr_spmm", "csr_spmm_t", "csr_linear", "csr_linear_backward")},
+    **{op: functools.partial(_sp24, op=op) for op in ("sp24_compress", "sp24_decompress", "sp24_mm")},
     **{op: functools.partial(_pattern, op=op) for op in ("csr_from_mask", "csr_validate", "csr_replace", "csr_sddmm", "coo_sddmm")},
     "pack_mask": lambda draw: ([_masks(draw)[0]], {}),
     "unpack_mask": lambda draw: ([_bits(draw)[0], list(SHAPES[0])], {}),

@@ -12,6 +12,7 @@
 #include "common/nm_check.h"
 #include "common/nm_patterns.h"
 #include "cpu/mask_bits_op.h"
+#include "cpu/nm_mask_op.h"
 #include "cpu/nm_types.h"
 #include "cpu/select_types.h"
 
@@ -74,6 +75,8 @@ void nm_apply_cpu(const at::Tensor& x, int64_t n, int64_t m, int64_t dim) {
   });
 }
 
+}  // namespace
+
 at::Tensor nm_mask_transposable_cpu(const at::Tensor& x, int64_t n, int64_t m) {
   check_transposable(x, n, m);
   const at::Tensor values = x.contiguous();
@@ -89,8 +92,6 @@ at::Tensor nm_mask_transposable_cpu(const at::Tensor& x, int64_t n, int64_t m) {
   });
   return mask;
 }
-
-}  // namespace
 
 TORCH_LIBRARY_IMPL(sparsekern, CPU, m) {
   m.impl("nm_mask", &nm_mask_cpu);

@@ -16,7 +16,7 @@ from sparsekern.algorithms.ast_gc_nm import NMForm
 from sparsekern.sparsity import schedules
 from sparsekern.sparsity.allocation import erdos_renyi, global_masks
 from sparsekern.sparsity.layers import Layer
-from sparsekern.sparsity.patterns import Pattern, Unstructured, kept
+from sparsekern.sparsity.patterns import Pattern, Unstructured, kept, refuse_settings
 from sparsekern.sparsity.scores import Sources, score
 from sparsekern.sparsity.sparsifier import Sparsifier, SparsifierConfig
 from sparsekern.sparsity.timeline import Phase, Timeline, View
@@ -59,8 +59,8 @@ class AST_GC(Sparsifier):
         if c.pattern not in ("unstructured", "nm"):
             raise ValueError(f"pattern: expected 'unstructured' or 'nm', got {c.pattern!r}")
         self.form = NMForm(c) if c.pattern == "nm" else None        # None: unstructured
-        if self.form is None and c.nm != type(c).nm:
-            raise ValueError(f"nm: belongs to pattern='nm', got {c.nm!r} with pattern='unstructured'")
+        if self.form is None:
+            refuse_settings(c, "nm", "nm")
         layers = super().find_layers()
         if self.form is not None:
             layers, self.left_dense = self.form.fitting(layers)

@@ -11,7 +11,7 @@ from torch import Tensor
 from sparsekern import ops
 from sparsekern.sparsity.layers import Layer
 from sparsekern.sparsity.nm_groups import expand, group_scores, groupable
-from sparsekern.sparsity.patterns import NM
+from sparsekern.sparsity.patterns import NM, refuse_settings
 
 
 class NMForm:
@@ -28,11 +28,9 @@ class NMForm:
         if not patterns or len(self.patterns) < len(patterns):
             raise ValueError(f"nm: expected one or more different patterns, got {config.nm!r}")
         implied = [pattern.sparsity for pattern in patterns]
-        if config.sparsity not in (type(config).sparsity, implied):
-            raise ValueError(f"sparsity: pattern='nm' takes it from nm ({', '.join(self.patterns)}), got {config.sparsity}; leave it out")
-        for name in ("initial_sparsity", "nested", "drop_over_all"):
-            if getattr(config, name):
-                raise ValueError(f"{name}: belongs to pattern='unstructured', got {getattr(config, name)!r} with pattern='nm'")
+        if config.sparsity != implied:                              # as in a config that was filled in before
+            refuse_settings(config, "unstructured", "sparsity")
+        refuse_settings(config, "unstructured", "initial_sparsity", "nested", "drop_over_all")
         config.nm, config.sparsity = list(self.patterns), implied
 
     def fitting(self, layers: list[Layer]) -> tuple[list[Layer], dict[str, dict[str, str]]]:

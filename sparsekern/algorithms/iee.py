@@ -7,10 +7,12 @@ After the cycles the net trains on unchanged.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsekern import ops
+from sparsekern.algorithms.iee_channel import ChannelForm
 from sparsekern.algorithms.iee_form import Form, Weights
+from sparsekern.algorithms.iee_nm import Groups
 from sparsekern.sparsity import schedules
 from sparsekern.sparsity.layers import Layer
 from sparsekern.sparsity.masks import MaskSet
@@ -21,19 +23,29 @@ from sparsekern.sparsity.scores import Sources, score
 from sparsekern.sparsity.sparsifier import Sparsifier, SparsifierConfig
 from sparsekern.sparsity.timeline import ALL, FOREVER, Moment, Phase, Timeline, View, rest
 
-FORMS: dict[str, type[Form]] = {"unstructured": Weights}
+FORMS: dict[str, type[Form]] = {"unstructured": Weights, "nm": Groups, "channel": ChannelForm}
 H, J, Q = "estimate", "improve", "explore"              # the phases by their names in the paper
+LEAD = "approach"                                       # before the cycles: from a pretrained model to the budget
 _SHORT_RUN = 8                                          # cycles that the default phases leave room for
 _LONGEST = 150                                          # steps of a phase in the paper
 
 
 @dataclass(kw_only=True)
 class IEEConfig(SparsifierConfig):
-    pattern: str = "unstructured"       # what is pruned: unstructured (single weights)
+    pattern: str = "unstructured"       # what is pruned: unstructured (single weights), nm (n of every m neighbours are kept) or channel
+    nm: str = "2:4"                     # with pattern nm: n kept of m (or "zeros 3:4" for 1:4)
     sparsity: float = 0.9               # unstructured: fraction of zeros over all prunable weights
     allocation: str = "erk"             # unstructured: erk, er or uniform (budgets per layer), or nonuniform (one ranking of all layers)
     first_allocation: str = "erk"       # unstructured: where nonuniform starts: erk, er or uniform
-    start: str = "random"               # how the first net is chosen: random, or magnitude (for a pretrained model)
+    start: str | None = None            # how the first net is chosen: random (the default), or magnitude (that of nm; for a pretrained model)
+    latency: float | str = 0.55         # channel: target, a fraction of the whole net's latency, or milliseconds ("12.5ms")
+    table: str | None = None            # channel: path of the model's latency table
+    bundle: int = 8                     # channel: channels that come and go together
+    min_keep: int = 1                   # channel: bundles that every group of channels keeps
+    keep_first: bool = False            # channel: leave the first convolution's channels whole
+    other_machine: bool = False         # channel: accept a latency table that was measured on another machine
+    approach: int | None = None         # channel, start=magnitude: prunings on the way to the budget; default: 30, fewer in a short run
+    approach_every: int | None = None   # and the steps between them; default: 40, or as many as make a tenth of a short run
     h_steps: int | None = None          # steps of phase H, importance estimation; default: 150, or as many as leave room for 8 cycles
     j_steps: int | None = None          # steps of phase J, accuracy improvement; default: those of H
     q_steps: int | None = None          # steps of phase Q, exploration; default: those of H
@@ -79,7 +91,7 @@ class IEE(Sparsifier):
 
     def make_patterns(self) -> dict[str, Pattern]:
         c, form = self.config, self.form
-        c.update_schedule, c.score = c.update_schedule or form.schedule, c.score or form.score
+        c.update_schedule, c.score, c.start = c.update_schedule or form.schedule, c.score or form.score, c.start or form.first
         for name, value, known in (("update_schedule", c.update_schedule, ("cosine", "exponential")), ("score", c.score, form.scores),
                                    ("growth", c.growth, ("score", "random")), ("start", c.start, ("random", "magnitude"))):
             if value not in known:
@@ -93,21 +105,23 @@ class IEE(Sparsifier):
 
     def make_timeline(self) -> Timeline:
         c, net = self.config, self.net
-        c.end = int(self.form.until * c.total_steps) if c.end is None else c.end
+        lead = tuple(Phase(LEAD, steps, View(net, net)) for steps in self.form.lead())
+        before = sum(phase.steps for phase in lead)
+        c.end = before + int(self.form.until * (c.total_steps - before)) if c.end is None else c.end
         if not 0 <= c.end <= c.total_steps:
             raise ValueError(f"end: expected a step from 0 to total_steps ({c.total_steps}), got {c.end}")
-        c.h_steps = max(1, min(_LONGEST, c.end // (3 * _SHORT_RUN))) if c.h_steps is None else c.h_steps
+        c.h_steps = max(1, min(_LONGEST, (c.end - before) // (3 * _SHORT_RUN))) if c.h_steps is None else c.h_steps
         c.j_steps = 0 if not c.accuracy_improvement else c.h_steps if c.j_steps is None else c.j_steps
         c.q_steps = c.h_steps if c.q_steps is None else c.q_steps
         if c.h_steps < 1 or c.j_steps < 0 or c.q_steps < 1:
             raise ValueError(f"h_steps, j_steps, q_steps: expected at least 1, 0 and 1, got {c.h_steps}, {c.j_steps}, {c.q_steps}")
-        self.cycles = c.end // self.period if self.form.explores() else 0
-        if self.cycles == 0 and self.form.explores():
+        self.cycles = (c.end - before) // self.period if self.form.explores() else 0
+        if self.cycles < 1 and self.form.explores():
             raise ValueError(f"end: no cycle of {c.h_steps} + {c.j_steps} + {c.q_steps} steps fits before step {c.end}; shorten the phases or "
                              f"train for more than {c.total_steps} steps")
         here, explore = View(net, net), View(ALL, rest(net), frozen=True) if c.freeze else View(ALL, ALL)
         return Timeline((Phase(H, c.h_steps, here), Phase(J, c.j_steps, here), Phase(Q, c.q_steps, explore)), self.cycles,
-                        Phase("train", FOREVER, here))
+                        Phase("train", FOREVER, here), lead)
 
     def setup(self) -> None:
         self.past = PastMasks(self.masks.layers)
@@ -156,12 +170,16 @@ class IEE(Sparsifier):
         return schedules.exponential(cycle, c.update_budget, c.update_budget_end, 0, self.cycles)
 
     def on_phase_end(self, moment: Moment) -> None:
-        if moment.phase.name not in (H, Q):
+        if moment.phase.name not in (LEAD, H, Q):
             return
         self.refuse_nan()
-        c, net, prunes, share = self.config, self.net, moment.phase.name == H, self.share(moment.cycle)
+        c, net, prunes = self.config, self.net, moment.phase.name != Q
+        share = 0.0 if moment.phase.name == LEAD else self.share(moment.cycle)
         before = [mask.clone() for mask in self.masks[net]]
-        after, counts = self.form.prune(share) if prunes else self.form.grow(share)
+        if moment.phase.name == LEAD:
+            after, counts = self.form.approach(moment.position)
+        else:
+            after, counts = self.form.prune(share) if prunes else self.form.grow(share)
         self._sums = None
         self.masks.write(net, after, counts)
         grown = [new & ~old for old, new in zip(before, after)]
@@ -173,17 +191,22 @@ class IEE(Sparsifier):
         self._record(moment, share, before, after, grown)
 
     def _record(self, moment: Moment, share: float, before: list[Tensor], after: list[Tensor], grown: list[Tensor]) -> None:
-        kind = "prune" if moment.phase.name == H else "grow"
+        kind = {LEAD: LEAD, H: "prune", Q: "grow"}[moment.phase.name]
+        event = moment.position + 1 if kind == LEAD else moment.cycle + 1
         sizes = ops.mask_stats(before, after)
-        record = {"step": self.steps, "subnet": self.net, "event": moment.cycle + 1, "kind": kind, "sparsity": self.masks.sparsity(self.net),
+        record = {"step": self.steps, "subnet": self.net, "event": event, "kind": kind, "sparsity": self.masks.sparsity(self.net),
                   "fraction": share, "flips": sizes[:, 3].tolist(), "nnz": self.masks.counts(self.net), "iou": self.past.iou(kind, after)}
         self.past.keep(kind, after)
         if kind == "prune":
             record["survival"] = self.past.left("grown", after)
-        else:
+        elif kind == "grow":
             record["grown"] = (sizes[:, 1] - sizes[:, 2]).tolist()
             self.past.keep("grown", grown)
         self.history.append(record | self.form.record())
+
+    def slim(self) -> nn.Module:
+        """The active net as a plain, physically smaller model (pattern="channel" only); this sparsifier is removed."""
+        return self.form.slim()
 
     def metrics(self) -> dict:
         """Adds "training_flops": by the paper's formula, and by what the products of phase Q really need, the multiples of the forward FLOPs

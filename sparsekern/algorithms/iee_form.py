@@ -1,13 +1,13 @@
 """What IEE does differently for each kind of sparsity; here the base of the forms, and single weights."""
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsekern import ops
 from sparsekern.sparsity.allocation import ALLOCATIONS, allocate, global_masks
 from sparsekern.sparsity.layers import Layer
 from sparsekern.sparsity.masks import MaskSet
-from sparsekern.sparsity.patterns import Pattern, Unstructured, single_sparsity
+from sparsekern.sparsity.patterns import Pattern, Unstructured, refuse_settings, single_sparsity
 from sparsekern.sparsity.scores import Sources, score
 from sparsekern.sparsity.sparsifier import Sparsifier
 
@@ -23,6 +23,7 @@ class Form:
     """
     until = 0.75                        # default share of the run after which cycles end
     schedule = "cosine"                 # default schedule of the update budget
+    first = "random"                    # default choice of the first net
     score = "magnitude"                 # default importance score
     scores = ("magnitude", "mean_magnitude")
 
@@ -44,12 +45,20 @@ class Form:
         """Whether anything is pruned at all; without it there are no cycles."""
         return True
 
+    def lead(self) -> list[int]:
+        """Steps of the phases before the cycles, each of which ends with `approach`."""
+        return []
+
     def start(self) -> None:
         """Write the first masks of the active net."""
         raise NotImplementedError
 
     def observe(self) -> None:
         """Called in every step with the gradients in place, before its update; `self.s.phase` tells which phase it is."""
+
+    def approach(self, position: int) -> tuple[list[Tensor], list[int]]:
+        """The active masks after the phase `position` of the lead, and their counts."""
+        raise NotImplementedError
 
     def prune(self, share: float) -> tuple[list[Tensor], list[int]]:
         """The active masks without the share of the budget that this cycle exchanges, and their counts. Called after phase H."""
@@ -58,6 +67,10 @@ class Form:
     def grow(self, share: float) -> tuple[list[Tensor], list[int]]:
         """The active masks back at the full budget, and their counts. Called after phase Q."""
         raise NotImplementedError
+
+    def slim(self) -> nn.Module:
+        """The active net as a plain, physically smaller model."""
+        raise ValueError(f'slim: pattern={self.s.config.pattern!r} removes no channels; only pattern="channel" does')
 
     def record(self) -> dict:
         """What the history says of the event just done beside what every form records."""
@@ -83,6 +96,7 @@ class Weights(Form):
 
     def make_patterns(self) -> dict[str, Pattern]:
         c = self.s.config
+        refuse_settings(c, "nm", "nm")
         c.sparsity = single_sparsity(c.sparsity)
         for name, value, known in (("allocation", c.allocation, (*ALLOCATIONS, "nonuniform")),
                                    ("first_allocation", c.first_allocation, ALLOCATIONS)):

@@ -17,6 +17,7 @@ from sparsekern.ops.pcgrad_combine import pcgrad_combine, task_gram
 from sparsekern.ops.project_conflict import project_conflict_, project_conflict_sgd_
 from sparsekern.ops.prune_regrow import prune_regrow_
 from sparsekern.ops.sample_product import gse_candidates, sample_product
+from sparsekern.ops.sp24 import sp24_backend, sp24_compress, sp24_decompress, sp24_mm
 from sparsekern.ops.sparse_conv2d import sparse_conv2d, sparse_conv2d_input_grad, sparse_conv2d_weight_grad
 from sparsekern.ops.topk_mask import select_threshold, topk_mask
 
@@ -24,4 +25,5 @@ __all__ = ["activity", "bn_taylor", "channel_scores", "check_csr", "coo_sddmm", 
            "csr_setdiff", "csr_spmm", "csr_spmm_t", "csr_validate", "gse_candidates", "implementations", "is_clean", "knapsack", "mask_stats",
            "masked_sgd_", "masked_weight", "nm_apply_", "nm_mask", "nm_mask_transposable", "nm_pack", "nm_spmm", "op_names", "pack_mask",
            "packed_sgd_", "pcgrad_combine", "project_conflict_", "project_conflict_sgd_", "prune_regrow_", "sample_product", "select_threshold",
-           "sparse_conv2d", "sparse_conv2d_input_grad", "sparse_conv2d_weight_grad", "task_gram", "topk_mask", "unpack_mask"]
+           "sp24_backend", "sp24_compress", "sp24_decompress", "sp24_mm", "sparse_conv2d", "sparse_conv2d_input_grad",
+           "sparse_conv2d_weight_grad", "task_gram", "topk_mask", "unpack_mask"]

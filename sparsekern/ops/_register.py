@@ -52,6 +52,14 @@ def autograd_kernel(name: str) -> Callable:
     return decorate
 
 
+def composed(name: str, key: str) -> Callable:
+    """Register the decorated function, which puts library calls together, as the op's implementation on one dispatch key."""
+    def decorate(function: Callable) -> Callable:
+        _library.impl(name, function, key)
+        return function
+    return decorate
+
+
 def autocast_kernel(name: str) -> Callable:
     """Register the decorated function as the op's rule under autocast; it gets the autocast dtype before the op's own arguments."""
     def decorate(function: Callable) -> Callable:

@@ -7,19 +7,16 @@ Saliency", structured part).
 """
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sparsekern.ops import knapsack
+from sparsekern.sparsity.channel_groups import ChannelGroup
 from sparsekern.sparsity.counter_rng import uniform
 from sparsekern.sparsity.latency import LatencyTable
 
-if TYPE_CHECKING:
-    from sparsekern.sparsity.channel_groups import ChannelGroup
-
-_CAPACITY = 200_000                     # units of a budget; a microsecond for nets below 200 ms
+_CAPACITY = 100_000                     # units that a budget is counted in
 _VALUE = 1_000_000                      # of the best bundle
 
 Keep = Mapping[str, Tensor]             # {group: bool [channels]}
@@ -35,7 +32,7 @@ class ChannelBudget:
         min_keep: bundles that every group keeps.
     """
 
-    def __init__(self, groups: Sequence["ChannelGroup"], table: LatencyTable, bundle: int = 8, min_keep: int = 1):
+    def __init__(self, groups: Sequence[ChannelGroup], table: LatencyTable, bundle: int = 8, min_keep: int = 1):
         if bundle < 1 or min_keep < 1:
             raise ValueError(f"channels: expected bundle and min_keep of at least 1, got {bundle} and {min_keep}")
         self.groups = {group.name: group for group in groups if not group.fixed}
@@ -93,14 +90,15 @@ class ChannelBudget:
         self.check(budget)
         bundles = {name: self._bundles(name, keep[name], importance[name]) for name in self.groups}
         now = {name: sum(map(len, parts)) for name, parts in bundles.items()}
+        if self.total_ms(now) <= budget:
+            return {name: keep[name].clone() for name in self.groups}
         widths = self.widths(now)
         costs = {name: self._steps(name, widths, 0, parts) for name, parts in bundles.items()}
         spent = self.total_ms(now) - math.fsum(map(math.fsum, costs.values()))          # what no choice changes
         values = self._values(bundles, importance)
         least = {name: min(self.min_keep, len(parts)) for name, parts in bundles.items()}
-        floor = math.fsum(math.fsum(costs[name][:least[name]]) for name in self.groups)
-        taken = least if floor > budget - spent else self._knapsack(values, costs, budget - spent, self.min_keep)
-        # The inputs shrank as well, so there may be room: what was cut last may stay.
+        taken = self._knapsack(values, costs, budget - spent, least)
+        # The inputs shrank as well, so there may be room for some of what was cut.
         kept = {name: _mask(keep[name], bundles[name][:taken[name]]) for name in self.groups}
         return self._add(kept, {name: parts[taken[name]:] for name, parts in bundles.items()}, importance, budget)
 
@@ -167,19 +165,22 @@ class ChannelBudget:
     def _values(self, bundles: Mapping[str, list[Tensor]], importance: Keep) -> dict[str, list[float]]:
         return {name: [float(importance[name][part].to(torch.float64).sum()) for part in parts] for name, parts in bundles.items()}
 
-    def _knapsack(self, values: Mapping[str, list[float]], costs: Mapping[str, list[float]], capacity: float, min_keep: int) -> dict[str, int]:
-        unit = max(0.001, capacity / _CAPACITY)
+    def _knapsack(self, values: Mapping[str, list[float]], costs: Mapping[str, list[float]], capacity: float,
+                  least: Mapping[str, int]) -> dict[str, int]:
+        """Bundles to take per group; `least` where even that costs more than the capacity."""
+        unit, room = (capacity / _CAPACITY, _CAPACITY) if capacity > 1e-6 else (1e-6, 0)
         best = max((value for row in values.values() for value in row), default=0.0)
         scale = _VALUE / best if 0 < best < math.inf else 1.0
-        flat_values = [round(min(value * scale, _VALUE)) for row in values.values() for value in row]
-        flat_costs = []
-        for row in costs.values():
-            done = 0
-            for total in (max(0.0, math.fsum(row[:j + 1])) for j in range(len(row))):
-                flat_costs.append(round(total / unit) - done)               # sums of roundings do not pile up
-                done += flat_costs[-1]
-        rounding = len(costs) if min_keep else 0
-        taken = knapsack(flat_values, flat_costs, [len(row) for row in values.values()], int(capacity / unit) + rounding, min_take=min_keep)
+        flat_values, flat_costs, floor = [], [], 0
+        for name, row in costs.items():
+            totals = [max(0.0, math.fsum(row[:j + 1])) for j in range(len(row))]
+            whole = [0] + [math.ceil(min(total, 2 * abs(capacity) + 2 * unit) / unit) for total in totals]     # rounded up: what fits here fits
+            flat_costs += [after - before for before, after in zip(whole, whole[1:])]
+            flat_values += [round(min(value * scale, _VALUE)) for value in values[name]]
+            floor += whole[least[name]]
+        if floor > room:
+            return dict(least)
+        taken = knapsack(flat_values, flat_costs, [len(row) for row in values.values()], room, min_take=max(least.values(), default=0))
         return dict(zip(values, taken))
 
     def _add(self, kept: dict[str, Tensor], bundles: Mapping[str, list[Tensor]], importance: Keep, budget: float) -> dict[str, Tensor]:
@@ -189,14 +190,17 @@ class ChannelBudget:
         widths = self.widths(start)
         costs = {name: self._steps(name, widths, start[name], parts) for name, parts in bundles.items()}
         values = self._values(bundles, importance)
-        taken = self._knapsack(values, costs, budget - now, 0) if now <= budget else dict.fromkeys(bundles, 0)
-
-        def channels() -> dict[str, int]:
-            return {name: start[name] + sum(map(len, bundles[name][:count])) for name, count in taken.items()}
-        while self.total_ms(channels()) > budget and any(taken.values()):
-            taken[min((name for name, count in taken.items() if count),
-                      key=lambda name: values[name][taken[name] - 1] / max(costs[name][taken[name] - 1], 1e-9))] -= 1
+        none, everything = dict.fromkeys(bundles, 0), {name: len(parts) for name, parts in bundles.items()}
+        taken = everything if self._wide(start, bundles, everything) <= budget else self._knapsack(values, costs, budget - now, none)
+        while self._wide(start, bundles, taken) > budget and any(taken.values()):
+            poorest = min((name for name, count in taken.items() if count),
+                          key=lambda name: values[name][taken[name] - 1] / max(costs[name][taken[name] - 1], 1e-9))
+            taken[poorest] -= 1
         return {name: _mask(mask, bundles[name][:taken[name]]) | mask for name, mask in kept.items()}
+
+    def _wide(self, start: Mapping[str, int], bundles: Mapping[str, list[Tensor]], taken: Mapping[str, int]) -> float:
+        """Milliseconds with so many bundles beside `start` channels."""
+        return self.total_ms({name: start[name] + sum(map(len, parts[:taken[name]])) for name, parts in bundles.items()})
 
 
 def _mask(like: Tensor, bundles: list[Tensor]) -> Tensor:

@@ -9,8 +9,8 @@ from torch.utils._pytree import tree_leaves
 from sparsekern.sparsity.channel_groups import ChannelGroup
 
 # Autograd's names of what maps zeros to zeros; anything else between two layers keeps a group whole.
-_KEEP_ZERO = ("Relu", "LeakyRelu", "Elu", "Gelu", "Silu", "Hardswish", "Mish", "Tanh", "Add", "Sub", "Mul", "MaxPool2DWithIndices",
-              "AvgPool2D", "Hardtanh", "AdaptiveAvgPool2D", "Mean", "View", "Reshape", "UnsafeView", "Clone", "T", "Slice", "Cat", "Squeeze", "Flatten")
+_KEEP_ZERO = ("Relu", "LeakyRelu", "Elu", "Gelu", "Silu", "Hardswish", "Mish", "Tanh", "Hardtanh", "Add", "Sub", "Mul", "AvgPool2D",
+              "MaxPool2DWithIndices", "AdaptiveAvgPool2D", "Mean", "View", "Reshape", "UnsafeView", "Clone", "T", "Slice", "Cat", "Squeeze")
 
 
 def torch_pruning_groups(model: nn.Module, example: Tensor, keep_first: bool) -> list[ChannelGroup]:

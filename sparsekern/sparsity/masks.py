@@ -58,6 +58,10 @@ class MaskSet:
         """Over all prunable weights together."""
         return 1.0 - self.nnz(name) / self.numel
 
+    def densities(self, name: str) -> dict[str, float]:
+        """{weight: share of it that takes part in products}; weights left out are dense."""
+        return {layer: count / numel for layer, count, numel in zip(self.layers, self.counts(name), self.numels)}
+
     def write(self, name: str, masks: Sequence[Tensor], counts: Sequence[int]) -> None:
         """Replace the masks of a name by ones whose counts are known."""
         torch._foreach_copy_(self[name], list(masks))

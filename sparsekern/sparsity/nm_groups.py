@@ -41,6 +41,11 @@ def groupable(layers: Sequence[Layer], patterns: Sequence[NM]) -> tuple[list[Lay
     return [layer for layer in layers if any(layer.name not in found for found in left.values())], left
 
 
+def group_values(x: Tensor, m: int) -> Tensor:
+    """View of [O, I] or [O, C, kh, kw] as [O, I / m, m] or [O, C / m, m, kh, kw]: dimension 2 runs within a group."""
+    return x.unflatten(1, (x.shape[1] // m, m))
+
+
 @torch.no_grad()
 def group_scores(x: Tensor, m: int) -> Tensor:
     """Sum of magnitudes over each group.
@@ -50,7 +55,7 @@ def group_scores(x: Tensor, m: int) -> Tensor:
     Returns:
         [O, I / m] or [O, C / m, kh, kw], float32 (float64 for float64).
     """
-    return x.abs().unflatten(1, (-1, m)).sum(2, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32).contiguous()
+    return group_values(x.abs(), m).sum(2, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32).contiguous()
 
 
 def expand(groups: Tensor, m: int) -> Tensor:

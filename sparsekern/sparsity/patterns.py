@@ -73,6 +73,14 @@ class NM:
 Pattern = Unstructured | NM
 
 
+def refuse_settings(config, pattern: str, *names: str) -> None:
+    """ValueError for the first of these settings that is not at its default: it belongs to `pattern`, and config.pattern is another one."""
+    for name in names:
+        value = getattr(config, name)
+        if value != getattr(type(config), name):
+            raise ValueError(f"{name}: belongs to pattern={pattern!r}, got {value!r} with pattern={config.pattern!r}")
+
+
 def single_sparsity(value: float | Sequence[float]) -> float:
     """The one number of an algorithm that trains one net; a list of one is one."""
     if isinstance(value, Sequence):

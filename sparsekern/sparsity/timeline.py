@@ -30,7 +30,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a step lies: phase number `position` of cycle `cycle`, `offset` steps after the phase began."""
+    """Where a step lies: phase number `position` of cycle `cycle`, `offset` steps after the phase began. The lead is cycle -1."""
     phase: Phase
     cycle: int
     position: int
@@ -44,10 +44,11 @@ class Moment:
 
 @dataclass(frozen=True)
 class Timeline:
-    """`cycle` repeated `cycles` times, then `then` for good."""
+    """`lead` once, `cycle` repeated `cycles` times, then `then` for good."""
     cycle: tuple[Phase, ...]
     cycles: int = FOREVER
     then: Phase | None = None
+    lead: tuple[Phase, ...] = ()
 
     def __post_init__(self):
         if self.length < 1 or (self.then is None and self.cycles < FOREVER):
@@ -58,6 +59,10 @@ class Timeline:
         return sum(phase.steps for phase in self.cycle)
 
     def at(self, step: int) -> Moment:
+        for position, phase in enumerate(self.lead):
+            if step < phase.steps:
+                return Moment(phase, -1, position, step)
+            step -= phase.steps
         cycle, offset = divmod(step, self.length)
         if cycle >= self.cycles:
             return Moment(self.then, self.cycles, len(self.cycle), step - self.cycles * self.length)

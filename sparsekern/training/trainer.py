@@ -25,6 +25,7 @@ from sparsekern.training.checkpoint import (
     checkpoint_files,
     load_newest,
     load_optimizer,
+    load_weights,
     optimizer_tensors,
     resizable,
     save_checkpoint,
@@ -48,12 +49,14 @@ class TrainingError(RuntimeError):
     """The run cannot go on, for a reason in the numbers."""
 
 
-def train(config: TrainConfig, on_step: Callable[["Run"], None] | None = None, build: Callable | None = None) -> dict:
+def train(config: TrainConfig, on_step: Callable[["Run"], None] | None = None, build: Callable | None = None,
+          on_end: Callable[["Run"], dict] | None = None) -> dict:
     """Train as `config` says and return the report that is also written to `out`.
 
     Args:
         on_step: called after every step with the run.
         build: makes the sparsifier; default `sparsekern.algorithms.build`.
+        on_end: called with the run when it is over; what it returns stands in the report, too.
     Raises:
         ConfigError, DataError, CheckpointError: what is wrong and what to do.
         Interrupted: SIGINT or SIGTERM came; the checkpoint is written.
@@ -66,7 +69,7 @@ def train(config: TrainConfig, on_step: Callable[["Run"], None] | None = None, b
         try:
             torch.set_num_threads(config.threads or threads)
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = config.deterministic, not config.deterministic
-            return Run(config, device, build).run(on_step)
+            return Run(config, device, build).run(on_step, on_end)
         finally:
             torch.set_num_threads(threads)
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = saved_cudnn
@@ -109,6 +112,8 @@ class Run:
             self.model = build_model(config.model, classes=data.classes, shape=data.shape)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        if config.init_from is not None:
+            load_weights(self.model, config.init_from)
         self.per_epoch = self.batches.per_epoch
         self.total = config.epochs * self.per_epoch
         self.dense_flops = layer_flops(self.model, data.shape)
@@ -152,7 +157,7 @@ class Run:
 
     # ---- the loop ----
 
-    def run(self, on_step: Callable[["Run"], None] | None = None) -> dict:
+    def run(self, on_step: Callable[["Run"], None] | None = None, on_end: Callable[["Run"], dict] | None = None) -> dict:
         self.started = time.monotonic()
         with make_progress(self.config.progress, self.total, self.per_epoch) as self.progress:
             if self.config.resume:
@@ -179,6 +184,8 @@ class Run:
                     raise Interrupted(stop.code - 128, f"stopped after step {self.step} of {self.total}, saved {path}; go on with the same "
                                                        f"command and --resume (without --overwrite)") from None
         report = reports.build(self)
+        if on_end is not None:
+            report |= reports.finite(on_end(self))
         reports.write(report, self.out)
         return report
 
@@ -270,8 +277,7 @@ class Run:
 
     def densities(self, name: str) -> dict[str, float]:
         """Share of nonzeros of every prunable weight under a mask."""
-        masks = self.sparsifier.masks
-        return {layer: count / numel for layer, count, numel in zip(masks.layers, masks.counts(name), masks.numels)}
+        return self.sparsifier.masks.densities(name)
 
     def forward_flops(self, name: str) -> float:
         """Of one sample through a sub-net, or a product under another mask; remembered until a mask changes."""
