@@ -7,7 +7,7 @@ from sparsekern import ops
 from sparsekern.sparsity.allocation import ALLOCATIONS, allocate, global_masks
 from sparsekern.sparsity.layers import Layer
 from sparsekern.sparsity.masks import MaskSet
-from sparsekern.sparsity.patterns import Pattern, Unstructured, refuse_settings, single_sparsity
+from sparsekern.sparsity.patterns import Pattern, Unstructured, single_sparsity
 from sparsekern.sparsity.scores import Sources, score
 from sparsekern.sparsity.sparsifier import Sparsifier
 
@@ -21,6 +21,7 @@ class Form:
     `self.s` is the IEE: its config, model, layers, masks (the active net is `self.s.masks[self.s.net]`), weights and `scores()`.
     A form writes no mask after `start`; it returns fresh ones.
     """
+    own: tuple[str, ...] = ()           # settings that no other form has
     until = 0.75                        # default share of the run after which cycles end
     schedule = "cosine"                 # default schedule of the update budget
     first = "random"                    # default choice of the first net
@@ -93,10 +94,10 @@ class Form:
 
 class Weights(Form):
     """Single weights: budgets per layer, or one ranking of all layers."""
+    own = "sparsity", "allocation", "first_allocation"
 
     def make_patterns(self) -> dict[str, Pattern]:
         c = self.s.config
-        refuse_settings(c, "nm", "nm")
         c.sparsity = single_sparsity(c.sparsity)
         for name, value, known in (("allocation", c.allocation, (*ALLOCATIONS, "nonuniform")),
                                    ("first_allocation", c.first_allocation, ALLOCATIONS)):
