@@ -175,7 +175,7 @@ class PackedNMConv2d(_Geometry, PackedNM):
         """An NMConv2d whose dense parent is zero outside the stored positions, with these as its fixed mask; options as there."""
         made, bias = NMConv2d.__new__(NMConv2d), None if self.bias is None else self.bias.clone()
         mask = self._in_channel_order(self.mask())
-        made._begin(self, self._weight(), bias, self.n, self.m, {"refresh": "fixed", "mask": mask.contiguous()} | options)
+        made._begin(self, self._weight(), bias, self.n, self.m, {"refresh": "fixed", "mask": mask} | options)
         return made.train(self.training)
 
     @torch.no_grad()
@@ -206,11 +206,12 @@ class PackedNMConv2d(_Geometry, PackedNM):
         return torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
 
     def _in_channel_order(self, matrix: Tensor) -> Tensor:
-        """[out, kh * kw * in] as [out, in, kh, kw]."""
-        return matrix.view(self.out_channels, *self.kernel_size, self.in_channels).permute(0, 3, 1, 2)
+        """[out, kh * kw * in] as [out, in, kh, kw], row-major: the strides of a mere view would pass for channels-last at 1 x 1."""
+        by_tap = matrix.view(self.out_channels, *self.kernel_size, self.in_channels)
+        return by_tap.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
 
     def _weight(self) -> Tensor:
-        return self._in_channel_order(self.dense_weight()).contiguous()
+        return self._in_channel_order(self.dense_weight())
 
     def _derived(self) -> dict[str, Tensor]:
         if self._backend == "csr":

@@ -44,8 +44,8 @@ class ChannelMasks:
         self.model, self.all = model, list(groups)
         self.groups = [group for group in self.all if not group.fixed]
         if not self.groups:
-            reasons = ", ".join(f"{group.name}: {group.fixed}" for group in self.all)
-            raise ValueError(f"channels: no group may be pruned: {reasons or 'there is none'}")
+            whole = ", ".join(f"{group.name}: {group.fixed}" for group in self.all) or "there is none"
+            raise ValueError(f"channels: no group may be pruned: {whole}")
         self._layers: list[Layer] = []
         self._group_of: list[ChannelGroup] = []
         for group in self.groups:

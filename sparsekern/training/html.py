@@ -71,7 +71,7 @@ def _cards(report: dict) -> str:
 def _formula(report: dict) -> list[tuple[str, str]]:
     formula = (report["metrics"].get("training_flops") or {}).get("paper")
     dense = 3 * report["dense_forward_flops"]
-    return [(f"{formula['per_sample'] / dense:.2f}&times;", "of them by the paper's formula")] if formula and dense else []
+    return [(f"{formula['per_sample'] / dense:.2f}&times;", "of them by the formula of the paper")] if formula and dense else []
 
 
 def _table(subnets: list[dict]) -> str:
