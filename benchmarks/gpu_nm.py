@@ -1,6 +1,8 @@
 """N:M sparsity on a GPU: choosing n of every m, in every form of the result, and packing, beside what one writes with torch."""
 import torch
-from gpu_race import Case, Contender, Lab, Target, bits_of, equal
+from gpu_csr import NAMES
+from gpu_csr import peers as dense_peers
+from gpu_race import Case, Contender, Lab, Overall, Target, agrees, bits_of, equal
 
 from sparsekern import ops
 
@@ -68,6 +70,45 @@ def pack(side: int, n: int, m: int, v: int):
     return build
 
 
+def product(side: int, width: int, n: int, m: int, v: int, dtype: torch.dtype):
+    """The packed matrix times a dense one, beside the dense product, the same matrix in CSR form, and torch's 2:4."""
+    def build(lab: Lab) -> dict:
+        rows = cols = lab.size(side, 64)
+        width_here, stored = lab.size(width, 24), rows * cols // m * n
+        kept = reference("nm_mask", lab.randn(rows // v, cols), n, m).repeat_interleave(v, 0)
+        x = torch.where(kept, lab.randn(rows, cols), 0.0).to(dtype)
+        values, index = reference("nm_pack", x, n, m, v=v)
+        b = lab.randn(cols, width_here, dtype=dtype)
+        want, size = x.double() @ b.double(), b.element_size()
+        crow = torch.arange(rows + 1, dtype=torch.int32, device=x.device) * (cols // m * n)
+        col = (kept.nonzero()[:, 1]).int()
+
+        def packed(f):
+            return {"run": lambda: f(values, index, b, n, m, cols, v=v), "check": lambda got: agrees(got, want, cols)}
+
+        def as_csr(f):
+            return {"run": lambda: f(crow, col, values.flatten(), b, rows, cols), "check": lambda got: agrees(got, want, cols)}
+
+        def peer(work, **facts) -> Contender:
+            return Contender(work, lambda got: agrees(got, want, peer=True), **facts)
+
+        hbm = stored * (size + 1 / v) + (rows + cols) * width_here * size
+        rows_of = lab.ours("sparsekern", "nm_spmm", packed, hbm=hbm, **({"shared": stored * width_here * size} if v == 1 else {}))
+        rows_of |= lab.ours("sparsekern csr_spmm", "csr_spmm", as_csr, triton=False, hbm=stored * (size + 4) + (rows + cols) * width_here * size)
+        rows_of |= dense_peers(lambda: x @ b, want, dtype, 2 * rows * cols * width_here)
+        if (n, m) == (2, 4) and dtype != torch.float32 and lab.device.type == "cuda":
+            rows_of["torch 2:4"] = peer(lambda half=torch.sparse.to_sparse_semi_structured(x): half @ b, graph=False)
+        return rows_of
+    return build
+
+
+def products(ratios: list, dtype: torch.dtype, sides=((4096, 512),)) -> list[Case]:
+    """`ratios`: (n, m, v, the bound against cuBLAS in the same type or None)."""
+    dense = "dense fp32" if dtype == torch.float32 else f"dense {NAMES[dtype]}"
+    return [Case("nm_spmm", f"{side}x{side}x{width}, {v}:{n}:{m}, {NAMES[dtype]}", product(side, width, n, m, v, dtype), rank=0 if bound else 1,
+                 targets=(Target("sparsekern", ">=", bound, dense),) if bound else ()) for n, m, v, bound in ratios for side, width in sides]
+
+
 FASTER = (Target("sparsekern", ">=", 10.0, "torch view, topk, scatter"),)
 FULL = (Target("sparsekern", "share", 0.85), Target("sparsekern packed", "share", 0.85), *FASTER)
 CASES = [
@@ -78,4 +119,10 @@ CASES = [
     Case("nm_mask_transposable", "8192x8192, fp32", transposable(8192)),
     Case("nm_pack", "8192x8192, 2:4, fp32", pack(8192, 2, 4, 1)),
     Case("nm_pack", "8192x8192, 2:16, 16 rows share, fp32", pack(8192, 2, 16, 16)),
+    *products([(1, 8, 1, 1.5), (1, 16, 1, 1.5), (1, 4, 1, None), (2, 8, 1, None), (1, 8, 4, None), (2, 16, 64, None)], torch.float32),
+    *products([(2, 16, 64, 1.5), (2, 16, 16, None), (1, 16, 1, None), (2, 4, 1, None)], torch.float16),
+    *products([(2, 16, 64, None), (1, 16, 1, None)], torch.bfloat16),
+    *products([(1, 8, 1, None), (2, 16, 64, None)], torch.float16, ((4096, 16), (4096, 4096), (8192, 512))),
 ]
+OVERALL = [Overall("nm_spmm", "fp32", Target("sparsekern", ">=", 0.95, "dense fp32")),
+           Overall("nm_spmm", "fp16", Target("sparsekern", ">=", 0.95, "dense fp16"))]

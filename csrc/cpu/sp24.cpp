@@ -92,8 +92,8 @@ at::Tensor sp24_decompress_cpu(const at::Tensor& v, const at::Tensor& e, at::Int
     const Sp24Packed<const U> s = {static_cast<const U*>(values.const_data_ptr()),
                                    const_cast<uint16_t*>(static_cast<const uint16_t*>(words.const_data_ptr())), sm80, shape[0], shape[1]};
     auto* to = static_cast<U*>(x.mutable_data_ptr());
-    at::parallel_for(0, shape[0], std::max<int64_t>(1, (1 << 16) / shape[1]),
-                     [&](int64_t begin, int64_t end) { SK_PICK(unpack_piece<U>)(s, to, begin, end); });
+    at::parallel_for(0, shape[0] / kSp24Rows, std::max<int64_t>(1, (1 << 16) / (kSp24Rows * shape[1])),
+                     [&](int64_t begin, int64_t end) { SK_PICK(unpack_piece<U>)(s, to, kSp24Rows * begin, kSp24Rows * end); });
   };
   if (v.element_size() == 2) run(uint16_t(0));
   else if (v.element_size() == 4) run(uint32_t(0));

@@ -56,70 +56,119 @@ SK_INLINE uint64_t mask_of_64(MaskView mask, int64_t at) {
   return bits;
 }
 
-// 64 columns of row r from column c on.
-SK_INLINE void pack_along(const Sp24Pack<uint16_t>& s, int64_t r, int64_t c) {
-  U16 x[4];
-  load4(s.x + r * s.out.cols + c, x);
-  Picked picked;
-  if (s.mask.kind == MaskKind::none) {
-    picked = pick_pairs(x, nullptr, s.infinity);
-  } else {
-    const uint64_t bits = mask_of_64(s.mask, r * s.out.cols + c);
-    Lanes16 marked[4];
-    for (int j = 0; j < 4; ++j) marked[j] = lanes_from_bits(gather_bits(bits, j));
-    picked = pick_pairs(x, marked, s.infinity);
+// Words of 32 rows from row r on, `pairs` pairs of them from word w on, between e and a row-major block `stride` words wide. In the order
+// sm80 a pair of words of two rows 8 apart is four words in a row.
+SK_INLINE void store_words(const uint16_t* block, int64_t stride, uint16_t* e, bool sm80, int64_t rows, int64_t count, int64_t r, int64_t w,
+                           int64_t pairs) {
+  if (!sm80) {
+    for (int i = 0; i < 32; ++i) std::memcpy(e + (r + i) * count + w, block + i * stride, 4 * pairs);
+    return;
   }
-  store2(s.out.v + (r * s.out.cols + c) / 2, picked.lo, picked.hi);
-  uint64_t words = 0;
-  for (int j = 0; j < 4; ++j) words |= spread_bits(bits_of_lanes(picked.bits[j]), j);
-  for (int k = 0; k < 4; ++k) s.out.word(r, c / 16 + k) = static_cast<uint16_t>(words >> 16 * k);
+  for (int64_t p = 0; p < pairs; ++p) {
+    uint16_t* to = e + sp24_word(true, rows, count, r, w + 2 * p);
+    for (int low = 0; low < 8; ++low)
+      for (int half = 0; half < 32; half += 16, to += 4) {
+        const uint16_t *front = block + (half + low) * stride + 2 * p, *back = front + 8 * stride;
+        to[0] = front[0], to[1] = back[0], to[2] = front[1], to[3] = back[1];
+      }
+  }
+}
+SK_INLINE void load_words(uint16_t* block, int64_t stride, const uint16_t* e, bool sm80, int64_t rows, int64_t count, int64_t r, int64_t w,
+                          int64_t pairs) {
+  if (!sm80) {
+    for (int i = 0; i < 32; ++i) std::memcpy(block + i * stride, e + (r + i) * count + w, 4 * pairs);
+    return;
+  }
+  for (int64_t p = 0; p < pairs; ++p) {
+    const uint16_t* from = e + sp24_word(true, rows, count, r, w + 2 * p);
+    for (int low = 0; low < 8; ++low)
+      for (int half = 0; half < 32; half += 16, from += 4) {
+        uint16_t *front = block + (half + low) * stride + 2 * p, *back = front + 8 * stride;
+        front[0] = from[0], back[0] = from[1], front[1] = from[2], back[1] = from[3];
+      }
+  }
 }
 
-// The same tile of 64 rows and columns from (r, c) on, down its columns. `mask`: 64 bits for each of its rows.
-SK_INLINE void pack_across(const Sp24Pack<uint16_t>& s, int64_t r, int64_t c, const uint64_t* mask) {
-  const int64_t rows = s.out.rows, cols = s.out.cols;
-  alignas(64) uint16_t pairs[16][32], word[16];
+// 64 columns of a row: their 32 values and four words.
+SK_INLINE void pack_along(const uint16_t* from, MaskKind kind, uint64_t mask, uint16_t infinity, uint16_t* v, uint16_t* words) {
+  U16 x[4];
+  load4(from, x);
+  Picked picked;
+  if (kind == MaskKind::none) {
+    picked = pick_pairs(x, nullptr, infinity);
+  } else {
+    Lanes16 marked[4];
+    for (int j = 0; j < 4; ++j) marked[j] = lanes_from_bits(gather_bits(mask, j));
+    picked = pick_pairs(x, marked, infinity);
+  }
+  store2(v, picked.lo, picked.hi);
+  uint64_t bits = 0;
+  for (int j = 0; j < 4; ++j) bits |= spread_bits(bits_of_lanes(picked.bits[j]), j);
+  std::memcpy(words, &bits, 8);
+}
+
+// A tile of 64 x 64, and 64 bits for each of its rows, down its columns: 32 values and four words of each.
+SK_INLINE void pack_across(const uint16_t (*tile)[64], const uint64_t* mask, uint16_t infinity, uint16_t (*v)[32], uint16_t (*words)[4]) {
+  alignas(64) uint16_t both[32], word[16];
   for (int g = 0; g < 64; g += 16) {
-    U16 words = splat16(0);
+    U16 gathered = splat16(0);
     for (int band = 0; band < 16; ++band) {
       U16 x[4];
       Lanes16 marked[4];
       for (int j = 0; j < 4; ++j) {
-        x[j] = load(s.x + (r + 4 * band + j) * cols + c + g);
+        x[j] = load(&tile[4 * band + j][g]);
         marked[j] = lanes_from_bits(static_cast<Mask16>(mask[4 * band + j] >> g));
       }
-      const Picked picked = pick_pairs(x, marked, s.infinity);
-      alignas(64) uint16_t both[32];
+      const Picked picked = pick_pairs(x, marked, infinity);
       store2(both, picked.lo, picked.hi);
-      for (int k = 0; k < 16; ++k) std::memcpy(&pairs[k][2 * band], both + 2 * k, 4);
-      for (int j = 0; j < 4; ++j) words = words | select16(picked.bits[j], splat16(static_cast<uint16_t>(1 << (4 * (band & 3) + j))), splat16(0));
-      if ((band & 3) == 3) {
-        store(word, words);
-        for (int k = 0; k < 16; ++k) s.turned.word(c + g + k, r / 16 + band / 4) = word[k];
-        words = splat16(0);
-      }
+      for (int k = 0; k < 16; ++k) std::memcpy(&v[g + k][2 * band], both + 2 * k, 4);
+      for (int j = 0; j < 4; ++j)
+        gathered = gathered | select16(picked.bits[j], splat16(static_cast<uint16_t>(1 << (4 * (band & 3) + j))), splat16(0));
+      if ((band & 3) < 3) continue;
+      store(word, gathered);
+      for (int k = 0; k < 16; ++k) words[g + k][band / 4] = word[k];
+      gathered = splat16(0);
     }
-    for (int k = 0; k < 16; ++k) std::memcpy(s.turned.v + ((c + g + k) * rows + r) / 2, pairs[k], 64);
   }
 }
 
-// Rows [begin, end); both ways: multiples of 64.
+// Rows [begin, end), multiples of 32; both ways: of 64.
 template <class U>
 void pack_piece(const Sp24Pack<U>& s, int64_t begin, int64_t end);
 
 template <>
 void pack_piece<uint16_t>(const Sp24Pack<uint16_t>& s, int64_t begin, int64_t end) {
+  constexpr int64_t kColumns = 2048;  // a page of x at a time; words of 32 rows wait in the cache, as their places are far apart
+  const int64_t rows = s.out.rows, cols = s.out.cols;
+  const MaskKind kind = s.mask.kind;
   if (!s.turned.v) {
-    for (int64_t r = begin; r < end; ++r)
-      for (int64_t c = 0; c < s.out.cols; c += 64) pack_along(s, r, c);
+    alignas(64) uint16_t words[32 * kColumns / 16];
+    for (int64_t r = begin; r < end; r += 32)
+      for (int64_t c = 0; c < cols; c += kColumns) {
+        const int64_t some = std::min(kColumns, cols - c);
+        for (int64_t i = 0; i < 32; ++i)
+          for (int64_t k = 0; k < some; k += 64) {
+            const int64_t at = (r + i) * cols + c + k;
+            const uint64_t mask = kind == MaskKind::none ? 0 : mask_of_64(s.mask, at);
+            pack_along(s.x + at, kind, mask, s.infinity, s.out.v + at / 2, words + (i * kColumns + k) / 16);
+          }
+        store_words(words, kColumns / 16, s.out.e, s.out.sm80, rows, cols / 16, r, c / 16, some / 32);
+      }
     return;
   }
-  uint64_t mask[kSp24Band];
-  for (int64_t r = begin; r < end; r += kSp24Band)
-    for (int64_t c = 0; c < s.out.cols; c += 64) {
-      for (int i = 0; i < kSp24Band; ++i) mask[i] = mask_of_64(s.mask, (r + i) * s.out.cols + c);
-      for (int i = 0; i < kSp24Band; ++i) pack_along(s, r + i, c);
-      pack_across(s, r, c, mask);
+  alignas(64) uint16_t tile[64][64], v[64][32], words[64][4];
+  uint64_t mask[64];
+  for (int64_t r = begin; r < end; r += 64)
+    for (int64_t c = 0; c < cols; c += 64) {
+      for (int i = 0; i < 64; ++i) {
+        std::memcpy(tile[i], s.x + (r + i) * cols + c, 128);
+        mask[i] = mask_of_64(s.mask, (r + i) * cols + c);
+      }
+      for (int i = 0; i < 64; ++i) pack_along(tile[i], kind, mask[i], s.infinity, s.out.v + ((r + i) * cols + c) / 2, words[i]);
+      for (int half = 0; half < 64; half += 32) store_words(words[half], 4, s.out.e, s.out.sm80, rows, cols / 16, r + half, c / 16, 2);
+      pack_across(tile, mask, s.infinity, v, words);
+      for (int half = 0; half < 64; half += 32) store_words(words[half], 4, s.turned.e, s.turned.sm80, cols, rows / 16, c + half, r / 16, 2);
+      for (int k = 0; k < 64; ++k) std::memcpy(s.turned.v + ((c + k) * rows + r) / 2, v[k], 64);
     }
 }
 
@@ -175,29 +224,41 @@ void pack_piece(const Sp24Pack<U>& s, int64_t begin, int64_t end) {
     }
 }
 
-// Rows [begin, end). Where both values claim a position, the second stands.
+// Rows [begin, end), multiples of 32. Where both values claim a position, the second stands.
 template <class U>
 void unpack_piece(const Sp24Packed<const U>& s, U* x, int64_t begin, int64_t end);
 
+SK_INLINE void unpack_along(const uint16_t* v, const uint16_t* words, uint16_t* x) {
+  uint64_t bits;
+  std::memcpy(&bits, words, 8);
+  U16 lo, hi, out[4];
+  load2(v, lo, hi);
+  Lanes16 bit[4], is[2][4];
+  for (int j = 0; j < 4; ++j) bit[j] = lanes_from_bits(gather_bits(bits, j));
+  for (int side = 0; side < 2; ++side) {
+    const Lanes16 odd = bit[2 * side], far = bit[2 * side + 1];
+    is[side][0] = none_of(any_of(odd, far));
+    is[side][1] = both_of(odd, none_of(far));
+    is[side][2] = both_of(none_of(odd), far);
+    is[side][3] = both_of(odd, far);
+  }
+  for (int j = 0; j < 4; ++j) out[j] = select16(is[1][j], hi, select16(is[0][j], lo, splat16(0)));
+  store4(x, out);
+}
+
 template <>
 void unpack_piece<uint16_t>(const Sp24Packed<const uint16_t>& s, uint16_t* x, int64_t begin, int64_t end) {
-  for (int64_t r = begin; r < end; ++r)
-    for (int64_t c = 0; c < s.cols; c += 64) {
-      uint64_t words = 0;
-      for (int k = 0; k < 4; ++k) words |= static_cast<uint64_t>(s.word(r, c / 16 + k)) << 16 * k;
-      U16 lo, hi, out[4];
-      load2(s.v + (r * s.cols + c) / 2, lo, hi);
-      Lanes16 bit[4], is[2][4];
-      for (int j = 0; j < 4; ++j) bit[j] = lanes_from_bits(gather_bits(words, j));
-      for (int side = 0; side < 2; ++side) {
-        const Lanes16 odd = bit[2 * side], far = bit[2 * side + 1];
-        is[side][0] = none_of(any_of(odd, far));
-        is[side][1] = both_of(odd, none_of(far));
-        is[side][2] = both_of(none_of(odd), far);
-        is[side][3] = both_of(odd, far);
-      }
-      for (int j = 0; j < 4; ++j) out[j] = select16(is[1][j], hi, select16(is[0][j], lo, splat16(0)));
-      store4(x + r * s.cols + c, out);
+  constexpr int64_t kColumns = 2048;
+  alignas(64) uint16_t words[32 * kColumns / 16];
+  for (int64_t r = begin; r < end; r += 32)
+    for (int64_t c = 0; c < s.cols; c += kColumns) {
+      const int64_t some = std::min(kColumns, s.cols - c);
+      load_words(words, kColumns / 16, s.e, s.sm80, s.rows, s.cols / 16, r, c / 16, some / 32);
+      for (int64_t i = 0; i < 32; ++i)
+        for (int64_t k = 0; k < some; k += 64) {
+          const int64_t at = (r + i) * s.cols + c + k;
+          unpack_along(s.v + at / 2, words + (i * kColumns + k) / 16, x + at);
+        }
     }
 }
 

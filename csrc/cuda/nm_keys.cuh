@@ -86,6 +86,10 @@ template <int W>
 constexpr int kTileGroups = kTileThreads * kGroupsPerThread<W>;
 template <int W>
 constexpr int kTileWords = kTileGroups<W> * W / 32 * 33;
+template <int W>
+constexpr int kTileBlocksPerSm = W == 64   ? 4
+                                 : W == 32 ? 6
+                                           : 8;  // what the registers of a sort leave room for
 __device__ __forceinline__ int in_tile(int i) { return i + (i >> 5); }
 
 // An index as quotient and remainder; most fit in 32 bits, where that is far cheaper.

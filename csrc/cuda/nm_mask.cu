@@ -24,9 +24,9 @@ int launch_flat(const NmShape& s, NmOrder order, void* x, void* out, NmOutput ou
   return static_cast<int>(cudaGetLastError());
 }
 
-template <class Bits, int W>
+template <int W, class Bits>
 int launch_wide(const NmShape& s, NmOrder order, void* x, void* out, NmOutput output, const DeviceProps& props, cudaStream_t stream) {
-  const auto kernel = &nm_wide_kernel<Bits, W>;
+  const auto kernel = &nm_wide_kernel<W, Bits>;
   SK_LAUNCH(kernel, grid_of(s.groups() + 1, kTileThreads, props, kTilesPerSm), kTileThreads, 0, stream, static_cast<Bits*>(x),
             static_cast<uint8_t*>(out), s.groups(), s.n, order, output);
   return static_cast<int>(cudaGetLastError());
@@ -52,7 +52,7 @@ using Launch = int (*)(const NmShape&, NmOrder, void* x, void* out, NmOutput, co
 template <class Bits>
 Launch in_registers(NmPath path, int m) {
   if (path == NmPath::flat) return &launch_flat<Bits>;
-  if (path == NmPath::wide) return m == 16 ? &launch_wide<Bits, 16> : &launch_wide<Bits, 32>;
+  if (path == NmPath::wide) return m == 16 ? &launch_wide<16, Bits> : &launch_wide<32, Bits>;
   return m <= 4 ? &launch_lanes<Bits, 4> : &launch_lanes<Bits, 8>;
 }
 

@@ -10,8 +10,7 @@
 // budget: nm_flat_kernel 64
 // budget: nm_lanes_kernel 96
 // budget: nm_wide_kernel 80
-// budget: nm_wide_kernel<unsigned int, 32 128
-// budget: nm_wide_kernel<unsigned short, 32 128
+// budget: nm_wide_kernel<32 128
 // promise: nm_flat_kernel LDG.E.128 no-fp64
 // promise: nm_lanes_kernel no-fp64
 // promise: nm_wide_kernel LDG.E.128 no-fp64
@@ -197,7 +196,7 @@ __global__ void __launch_bounds__(kThreads, kLanesBlocksPerSm) nm_lanes_kernel(B
 
 // ---- groups of W = 16 or 32, one behind the other ----
 
-template <class Bits, int W>
+template <int W, class Bits>
 __global__ void __launch_bounds__(kTileThreads, W == 32 ? 4 : 6)
     nm_wide_kernel(Bits* x, uint8_t* mask, int64_t groups, int n, NmOrder order, NmOutput output) {
   const bool aligned = is_aligned(x, 16), mask_aligned = is_aligned(mask, 16);

@@ -41,9 +41,7 @@ __device__ __forceinline__ void copy_kept(const void* from, void* to, int64_t x_
 }
 
 template <int W>
-__global__ void __launch_bounds__(kTileThreads, W == 64   ? 4
-                                                : W == 32 ? 6
-                                                          : 8) nm_pack_kernel(const __grid_constant__ NmPack p) {
+__global__ void __launch_bounds__(kTileThreads, kTileBlocksPerSm<W>) nm_pack_kernel(const __grid_constant__ NmPack p) {
   __shared__ uint32_t tile[kTileWords<W>];  // sums of magnitudes; then the places
   constexpr int R = kGroupsPerThread<W>;
   const NmPackArgs& a = p.a;

@@ -21,7 +21,7 @@ struct NmTile {
   NmOutput output;
   bool narrow;  // two bytes to an element
 
-  // Where a group of one line after the other begins; that of the last but one, where the array ends.
+  // Where a group of one line after the other begins; `groups` itself: where the array ends.
   __device__ __forceinline__ int64_t begin(int64_t group) const {
     const Divided at = divide(group, shape.per_line);
     return at.quotient * shape.length + at.remainder * shape.m;
@@ -84,9 +84,7 @@ __device__ __forceinline__ void store_bits(unsigned* p, int count, const uint32_
 // Groups of one line behind the other come through the tile, and go; those across lines lie side by side for neighbouring
 // threads, and the tile only keeps what each has read.
 template <int W>
-__global__ void __launch_bounds__(kTileThreads, W == 64   ? 4
-                                                : W == 32 ? 6
-                                                          : 8) nm_tile_kernel(const __grid_constant__ NmTile a) {
+__global__ void __launch_bounds__(kTileThreads, kTileBlocksPerSm<W>) nm_tile_kernel(const __grid_constant__ NmTile a) {
   __shared__ uint32_t tile[kTileWords<W>];
   const NmShape& s = a.shape;
   const bool behind = s.inner == 1;

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsekern.deploy.latency_table import time_layers
-from sparsekern.nn.switchable_norm import find_norms
 from sparsekern.sparsity.channel_masks import Channels
 from sparsekern.sparsity.latency import LatencyTable, layer_widths
 
@@ -87,8 +87,8 @@ def load_slim(model: nn.Module, path: Path | str) -> nn.Module:
             module.out_channels, inputs = module.weight.shape[:2]
             module.groups = module.out_channels if module.groups > 1 else 1
             module.in_channels = inputs * module.groups
-    for norm in find_norms(model):
-        norm.num_features = len(norm.running_mean if norm.weight is None else norm.weight)
+        elif isinstance(module, _BatchNorm):
+            module.num_features = len(module.running_mean if module.weight is None else module.weight)
     return model
 
 
