@@ -97,7 +97,8 @@ def product(side: int, width: int, n: int, m: int, v: int, dtype: torch.dtype):
         rows_of |= lab.ours("sparsekern csr_spmm", "csr_spmm", as_csr, triton=False, hbm=stored * (size + 4) + (rows + cols) * width_here * size)
         rows_of |= dense_peers(lambda: x @ b, want, dtype, 2 * rows * cols * width_here)
         if (n, m) == (2, 4) and dtype != torch.float32 and lab.device.type == "cuda":
-            rows_of["torch 2:4"] = peer(lambda half=torch.sparse.to_sparse_semi_structured(x): half @ b, graph=False)
+            half = torch.sparse.to_sparse_semi_structured(x)
+            rows_of["torch 2:4"] = peer(lambda: half @ b, graph=False)
         return rows_of
     return build
 
