@@ -11,6 +11,7 @@ from sparsekern.cli import main
 from sparsekern.deploy.channel_report import describe, load_slim
 from sparsekern.sparsity.latency import LatencyTable, layer_widths
 from sparsekern.testing import toy_batch
+from sparsekern.training.html import _cards
 from sparsekern.training.models import build_model
 
 TINY = ["--model", "small_cnn", "--subset", "64", "--batch-size", "16", "--epochs", "1", "--threads", "1", "--device", "cpu", "--progress", "none",
@@ -46,6 +47,19 @@ def test_a_channel_run_leaves_a_slimmed_net(tmp_path, capsys, table, command):
     assert slim["parameters"] < 0.7 * sum(parameter.numel() for parameter in whole.parameters())
     assert slim["file_bytes"] == (out / slim["file"]).stat().st_size
     assert LatencyTable.load(table).total_ms(layer_widths(load_slim(whole, out / slim["file"]))) == pytest.approx(slim["predicted_ms"])
+
+
+def test_the_page_shows_the_slimmed_net(tmp_path, table):
+    report = train_halp(tmp_path, table)
+    page = _cards(report)
+    assert "measured, " in page and "images/s" in page and f"{report['slim']['parameters']:,}" in page
+    report["slim"]["measured_ms"] = None
+    assert "measured, " not in _cards(report) and "predicted latency" in _cards(report)
+
+
+def train_halp(tmp_path, table) -> dict:
+    assert main(["train", "halp", "--table", str(table), *TINY, "--out", str(tmp_path / "run")]) == 0
+    return json.loads((tmp_path / "run/report.json").read_text())
 
 
 def test_other_runs_end_as_before(tmp_path, capsys):

@@ -43,7 +43,7 @@ __device__ __forceinline__ bool meets_not_finite(const SpmmArgs& a, int block, i
 
 // dense[rows, width], width >= cols and a multiple of 16 bytes; flags[checks].
 template <class T, class V, class A>
-__global__ void __launch_bounds__(kThreads) csr_densify_kernel(const __grid_constant__ A a, T* dense, int64_t width, int32_t* flags, int checks) {
+__device__ __forceinline__ void make_dense(const A& a, T* dense, int64_t width, int32_t* flags, int checks) {
   constexpr int N = 16 / sizeof(T), kSegment = kSegmentBytes / sizeof(T);
   __shared__ Group<T, N> line[kSegment / N];
   const int self = static_cast<int>(threadIdx.x), block = static_cast<int>(blockIdx.x);
@@ -69,6 +69,16 @@ __global__ void __launch_bounds__(kThreads) csr_densify_kernel(const __grid_cons
       for (int i = self; i < groups; i += kThreads) store_group(dense + row * width + k0 + static_cast<int64_t>(i) * N, line[i], true);
     }
   }
+}
+
+template <class T, class V>
+__global__ void __launch_bounds__(kThreads)
+    csr_densify_kernel(const __grid_constant__ SpmmArgs a, T* dense, int64_t width, int32_t* flags, int checks) {
+  make_dense<T, V>(a, dense, width, flags, checks);
+}
+template <class T, class V>
+auto densify_kernel(const SpmmArgs&) {
+  return &csr_densify_kernel<T, V>;
 }
 
 }  // namespace sparsekern::cuda

@@ -41,7 +41,7 @@ struct Entries {
 // T: b and out. V: values. N: columns per lane; more than one where b is row-major and every row starts at a multiple of 16
 // bytes, and there is no permutation. A: SpmmArgs, or what is made of it for another form of the matrix.
 template <int N, class T, class V, class A>
-__global__ void __launch_bounds__(kThreads, 2) spmm_scalar_kernel(const __grid_constant__ A a, int lane_bits, bool store_aligned) {
+__device__ __forceinline__ void scalar_product(const A& a, int lane_bits, bool store_aligned) {
   constexpr int kInFlight = 8;
   using S = Sum<T>;
   if (!guard_open(a)) return;
@@ -78,6 +78,15 @@ __global__ void __launch_bounds__(kThreads, 2) spmm_scalar_kernel(const __grid_c
       }
       store_sums<T, N>(a, row, j, sum, bias_at<T>(a, row), store_aligned);
     }
+}
+
+template <int N, class T, class V>
+__global__ void __launch_bounds__(kThreads, 2) spmm_scalar_kernel(const __grid_constant__ SpmmArgs a, int lane_bits, bool store_aligned) {
+  scalar_product<N, T, V>(a, lane_bits, store_aligned);
+}
+template <int N, class T, class V>
+auto scalar_kernel(const SpmmArgs&) {
+  return &spmm_scalar_kernel<N, T, V>;
 }
 
 // to[i * to_row + j] = from[i + j * from_col] for i < height; columns from n up to to_row become 0.

@@ -39,7 +39,7 @@ int scalar_launch(const A& a, const DeviceProps& props, cudaStream_t stream) {
   const int64_t most = a.guard ? props.sms * kGuardedBlocksPerSm : int64_t{1} << 30;
   const unsigned grid = static_cast<unsigned>(std::clamp<int64_t>((sets + kThreads / 32 - 1) / (kThreads / 32), 1, most));
   const unsigned across = static_cast<unsigned>(std::min<int64_t>(chunks, a.guard ? 1 : 65535));
-  SK_LAUNCH((&spmm_scalar_kernel<N, T, V, A>), dim3(grid, across), kThreads, 0, stream, a, lane_bits, store_aligned(a));
+  SK_LAUNCH((scalar_kernel<N, T, V>(a)), dim3(grid, across), kThreads, 0, stream, a, lane_bits, store_aligned(a));
   return static_cast<int>(cudaGetLastError());
 }
 
@@ -58,7 +58,7 @@ int densify(const A& a, void* dense, int64_t width, int32_t* flags, const Device
   const int grid = checks + static_cast<int>(std::min<int64_t>(a.rows, props.sms * 8));
   return with_types<false>(a.type, a.val_type, [&](auto zero, auto value) {
     using T = decltype(zero);
-    SK_LAUNCH((&csr_densify_kernel<T, decltype(value), A>), grid, kThreads, 0, stream, a, static_cast<T*>(dense), width, flags, checks);
+    SK_LAUNCH((densify_kernel<T, decltype(value)>(a)), grid, kThreads, 0, stream, a, static_cast<T*>(dense), width, flags, checks);
     return static_cast<int>(cudaGetLastError());
   });
 }

@@ -31,7 +31,7 @@ inline double nm_staged_seconds(const NmShape& shape, const NmRates& rates, cons
   const SpmmShape& s = shape.product;
   const SpmmRates& r = rates.hardware;
   const bool together = rows_together(shape.v);
-  const StagedPlan p = plan_nm_staged(s.rows, s.cols, s.n, s.size, s.val_size, shape.v, shape.keep, shape.group, props);
+  const StagedPlan p = plan_nm_staged(s.rows, s.cols, s.n, s.size, shape.v, shape.keep, shape.group, props);
   if (!staged_fits(p, s.rows, s.n, s.nnz) || s.rows == 0) return 1e30;
   const double sm = 1.0 / r.sms, rows = p.threads / 4.0 * p.rows_per_group * (together ? kRowsTogether : 1);
   const double waves = static_cast<double>((p.panels * p.row_blocks + props.sms - 1) / props.sms);

@@ -35,12 +35,11 @@ constexpr int kTogetherThreads = 512;
 inline bool rows_together(int64_t v) { return v % kRowsTogether == 0; }
 
 // The tiles of the staged product hold whole groups, and if possible a multiple of four entries of every row, so that four can be read at
-// once. Rows that are taken together count as one; registers hold the sums of one such set, or of two rows whose values are no wider than b.
-inline StagedPlan plan_nm_staged(int64_t rows, int64_t cols, int64_t n, int size, int val_size, int64_t v, int keep, int group,
-                                 const DeviceProps& props) {
+// once. Rows that are taken together count as one; registers hold the sums of one such set, or of two rows of fp32.
+inline StagedPlan plan_nm_staged(int64_t rows, int64_t cols, int64_t n, int size, int64_t v, int keep, int group, const DeviceProps& props) {
   const bool together = rows_together(v);
   const int64_t lines = together ? rows / kRowsTogether : rows;
-  const int threads = together ? kTogetherThreads : kStagedThreads, sets = together || val_size > size ? 1 : 2, fours = 4 / std::gcd(keep, 4);
+  const int threads = together ? kTogetherThreads : kStagedThreads, sets = together || size < 4 ? 1 : 2, fours = 4 / std::gcd(keep, 4);
   const StagedPlan best = plan_staged(lines, cols, n, size, props, std::lcm(8, group * fours), threads, sets);
   return best.tile_rows > 0 ? best : plan_staged(lines, cols, n, size, props, std::lcm(8, group), threads, sets);
 }

@@ -21,7 +21,7 @@ int launch_nm_staged(const NmArgs& a, const DeviceProps& props, cudaStream_t str
   if (a.rows == 0 || a.n == 0) return 0;
   const int size = bytes_of(a.type), val_size = bytes_of(a.val_type);
   NmStagedCall call = {};
-  call.plan = plan_nm_staged(a.rows, a.cols, a.n, size, val_size, a.v, a.keep, a.group, props);
+  call.plan = plan_nm_staged(a.rows, a.cols, a.n, size, a.v, a.keep, a.group, props);
   if (!staged_fits(call.plan, a.rows, a.n, a.nnz)) return static_cast<int>(cudaErrorInvalidValue);
   call.load_aligned = reinterpret_cast<uintptr_t>(a.b) % 16 == 0 && (a.b_col == 1 ? a.b_row : a.b_col) * size % 16 == 0;
   call.store_aligned = store_aligned(a);
@@ -31,7 +31,7 @@ int launch_nm_staged(const NmArgs& a, const DeviceProps& props, cudaStream_t str
     using T = decltype(zero);
     using V = decltype(value);
     if (rows_together(a.v)) return launch(&nm_together_kernel<T, V>, a, call, props, stream);
-    if constexpr (sizeof(V) == sizeof(T))
+    if constexpr (sizeof(T) == 4)
       if (call.plan.rows_per_group == 2) return launch(&nm_staged_kernel<T, V, 2>, a, call, props, stream);
     return launch(&nm_staged_kernel<T, V, 1>, a, call, props, stream);
   });

@@ -1,7 +1,6 @@
 """The N:M form of IEE: n of every m neighbouring weights are active, and what is exchanged are single weights of single groups."""
 import math
 
-import torch
 from torch import Tensor
 
 from sparsekern import ops
@@ -55,7 +54,7 @@ class Groups(Form):
         lost = [min(max(1, math.floor(share * gap.numel())), count - 1) if weight.requires_grad else 0
                 for gap, count, weight in zip(gaps, self.budget, s.weights)]
         weak, _, _ = ops.topk_mask(gaps, lost, largest=False, use_abs=False)
-        masks = [torch.where(expand(groups, m), strongest(value, mask, n - 1, m), mask) for groups, value, mask in zip(weak, values, active)]
+        masks = [mask & (strongest(value, mask, n - 1, m) | ~expand(groups, m)) for groups, value, mask in zip(weak, values, active)]
         return masks, [count - number for count, number in zip(self.budget, lost)]
 
     def grow(self, share: float) -> tuple[list[Tensor], list[int]]:

@@ -72,8 +72,8 @@ def measure_latency_table(model: nn.Module, shape: Sequence[int], batch: int, ou
                                                 for group in plan.groups if group.name in plan.grids}) if index else model
                 timer(net, images)
                 before, passes, after = timer(model, images), [timer(net, images) for _ in range(repeats)], timer(model, images)
-                reference = (sum(before.values()) + sum(after.values())) / 2
-                visits.add(number, index, reference, {name: statistics.median(one[name] for one in passes) for name in passes[0]})
+                whole = [sum(before.values()), sum(after.values())]
+                visits.add(number, index, whole, {name: statistics.median(one[name] for one in passes) for name in passes[0]})
                 bar.show(visits.count(), None, visits.describe())
             visits.write()
             if number + 1 >= rounds and visits.spread() <= spread:
@@ -110,10 +110,12 @@ def time_layers(net: nn.Module, images: Tensor) -> dict[str, float]:
 
 
 class Visits:
-    """What was measured so far: (round, net, milliseconds of the whole net beside it, {layer: milliseconds}); kept on disk as it comes."""
+    """What was measured so far: (round, net, milliseconds of the whole net before and after it, {layer: milliseconds}); kept on disk as it
+    comes."""
 
     def __init__(self, path: Path, plan: dict, resume: bool):
-        self.path, self.plan, self.rows, self.written = path, plan, [], time.monotonic()
+        self.path, self.plan, self.written = path, plan, time.monotonic()
+        self.rows: list = []
         if resume and path.exists():
             saved = read_json(path, ROUNDS_FORMAT)
             changed = [f"{name} was {saved.get(name)!r}, now {value!r}" if name == "repeats" or name == "fingerprint" else f"other {name}"
@@ -130,8 +132,8 @@ class Visits:
     def count(self) -> int:
         return len(self.rows)
 
-    def add(self, number: int, net: int, reference: float, layers: dict[str, float]) -> None:
-        self.rows.append([number, net, reference, layers])
+    def add(self, number: int, net: int, whole: list[float], layers: dict[str, float]) -> None:
+        self.rows.append([number, net, whole, layers])
         self.known.add((number, net))
         if time.monotonic() - self.written >= SAVE_SECONDS:
             self.write()
@@ -142,20 +144,27 @@ class Visits:
 
     def level(self) -> float:
         """Milliseconds of the whole net, the median of all its runs."""
-        return statistics.median(row[2] for row in self.rows)
+        return statistics.median(ms for row in self.rows for ms in row[2])
 
     def scaled(self) -> list[tuple[int, dict[str, float]]]:
-        """(net, {layer: milliseconds}) with the machine's drift divided out."""
-        level = self.level()
-        return [(net, {name: ms * level / reference for name, ms in layers.items()}) for _, net, reference, layers in self.rows]
+        """(net, {layer: milliseconds}) with the machine's drift divided out: what the whole net took in the median of three visits."""
+        level, found = self.level(), []
+        for place, (_, net, _, layers) in enumerate(self.rows):
+            now = statistics.median(ms for row in self.rows[max(0, place - 1):place + 2] for ms in row[2])
+            found.append((net, {name: ms * level / now for name, ms in layers.items()}))
+        return found
+
+    def totals(self) -> dict[int, list[float]]:
+        """{net: milliseconds in every round}."""
+        found = defaultdict(list)
+        for net, layers in self.scaled():
+            found[net].append(sum(layers.values()))
+        return found
 
     def spread(self) -> float:
         """The share of its latency that a net is uncertain by: interquartile range over the root of the number of rounds; 90th percentile."""
-        totals = defaultdict(list)
-        for net, layers in self.scaled():
-            totals[net].append(sum(layers.values()))
         shares = []
-        for values in totals.values():
+        for values in self.totals().values():
             if len(values) < 2:
                 return float("inf")
             low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -181,12 +190,9 @@ def tabulate(plan: LatencyPlan, visits: Visits, now: dict) -> LatencyTable:
             entries[names[layer.entry]] = Entry(inputs, outputs, tuple(
                 tuple(statistics.median(samples[layer.entry, (i, j)]) for j in range(len(outputs))) for i in range(len(inputs or (0,)))))
     table = LatencyTable(now, {layer.name: (names[layer.entry], layer.full) for layer in plan.layers}, entries, statistics.median(rest))
-    totals, ratios = defaultdict(list), []
-    for index, layers in visits.scaled():
-        totals[index].append(sum(layers.values()))
-    for index, values in totals.items():
-        net = plan.nets[index]
-        widths = {layer.name: _width(layer, net) for layer in plan.layers}
+    ratios = []
+    for index, values in visits.totals().items():
+        widths = {layer.name: _width(layer, plan.nets[index]) for layer in plan.layers}
         ratios.append(statistics.median(values) / table.total_ms(widths))
     factor = statistics.median(ratios)
     table.entries = {name: Entry(e.inputs, e.outputs, tuple(tuple(ms * factor for ms in row) for row in e.ms)) for name, e in entries.items()}

@@ -106,6 +106,9 @@ class _DenseGradient(torch.autograd.Function):
 class PackedNMLinear(PackedNM):
     """A linear layer from packed N:M weights, for inference; see PackedNM. Usually made by `NMLinear.pack`.
 
+    Half values with at most two in any four neighbours (2:4, 1:4, 2:8, 1:8, 1:16) also have backend="sp24": the product for sparse tensor
+    cores, `ops.sp24_mm`, which holds the weights a second time for it, in memory only.
+
     Shape: x [..., in_features] -> [..., out_features], in x's dtype, which is that of `values` or a half one beside float32.
     """
 
@@ -113,6 +116,12 @@ class PackedNMLinear(PackedNM):
                  backend: str = "packed"):
         self.in_features, self.out_features = in_features, out_features
         super().__init__(out_features, in_features, n, m, values, index, bias, backend)
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """With "sp24" for half values of which no four neighbours hold more than two."""
+        fits = self.m % 4 == 0 and self.n <= 2 and self.values.dtype in (torch.float16, torch.bfloat16)
+        return ("packed", "sp24", "dense") if fits else ("packed", "dense")
 
     @torch.no_grad()
     def unpack(self, **options) -> NMLinear:
@@ -128,8 +137,24 @@ class PackedNMLinear(PackedNM):
     def forward(self, x: Tensor) -> Tensor:
         if self._backend == "dense":
             return F.linear(x, *self._beside(x, self.dense, self.bias))
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(f"{type(self).__name__}: x: expected shape [..., {self.in_features}], got {list(x.shape)}")
         y = self._product(x.reshape(-1, x.shape[-1]).t())
         return y.t().contiguous().view(*x.shape[:-1], self.out_features)
+
+    def _product(self, b: Tensor) -> Tensor:
+        if self._backend != "sp24":
+            return super()._product(b)
+        if torch.is_autocast_enabled(b.device.type) and b.dtype != torch.float64:
+            b = b.to(torch.get_autocast_dtype(b.device.type))
+        bias = None if self.bias is None else self.bias.to(b.dtype)
+        return ops.sp24_mm(self.v.to(b.dtype), self.e, b, bias=bias, rows=self.rows)
+
+    def _derived(self) -> dict[str, Tensor]:
+        if self._backend != "sp24":
+            return super()._derived()
+        packed = ops.sp24_compress(self.dense_weight(), mask=self.mask())
+        return {"v": packed.v, "e": packed.e}
 
     def extra_repr(self) -> str:
         return (f"in_features={self.in_features}, out_features={self.out_features}, {self.n}:{self.m}, bias={self.bias is not None}, "

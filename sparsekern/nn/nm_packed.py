@@ -18,7 +18,7 @@ class PackedNM(nn.Module):
         n, m: n are kept of every m columns. values: [rows, cols / m * n], ascending position within a group.
         index: uint8 of that shape, the positions within the group, as from `ops.nm_pack`. bias: [rows] or None.
         backend: "packed" computes with what is stored (`ops.nm_spmm`). "dense" also holds the dense weight, in memory only, for the
-            layers where the dense product is the quicker one. "csr" (PackedNMConv2d): see there.
+            layers where the dense product is the quicker one. "sp24" (PackedNMLinear) and "csr" (PackedNMConv2d): see there.
     Raises:
         ValueError: sizes that disagree, positions beyond the group, twice in a group or out of order, an unknown backend.
     """

@@ -211,7 +211,7 @@ class _Decayed(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         weight, mask = ctx.saved_tensors
-        return grad + ctx.decay * weight.masked_fill(mask, 0), None, None
+        return weight.masked_fill(mask, 0).mul_(ctx.decay).add_(grad), None, None
 
 
 def check_groups(name: str, inputs: int, n: int, m: int) -> None:

@@ -11,7 +11,7 @@ from sparsekern import ops
 from sparsekern.sparsity.channel_budget import ChannelBudget
 from sparsekern.sparsity.channel_groups import ChannelGroup, find_channel_groups
 from sparsekern.sparsity.latency import LatencyTable
-from sparsekern.sparsity.layers import Layer
+from sparsekern.sparsity.layers import Layer, refuse_attached
 from sparsekern.sparsity.masks import MaskSet
 from sparsekern.sparsity.slim import check_keep
 from sparsekern.sparsity.timeline import ALL, rest
@@ -136,6 +136,9 @@ class ChannelMaskSet(MaskSet):
         counts = self.counts(name)
         return {group: counts[index] // per for group, (index, per) in self._first.items()}
 
+    def effective_sparsity(self, name: str) -> float:
+        return self.channels.effective_sparsity(self.kept(name))
+
     def densities(self, name: str) -> dict[str, float]:
         if name == ALL or name.startswith(rest("")):                # rows alone: what reads them is all there
             return {layer: density for (layer, density), counted in zip(super().densities(name).items(), self._counted) if counted}
@@ -207,8 +210,9 @@ def plan_channels(model: nn.Module, *, table: str | None, latency: float | str, 
         other_machine: accept a table that was measured on another machine.
     Raises:
         ValueError: no table, one of another model or machine, a target below the smallest or above the whole net (both are named), a model
-            that cannot be followed.
+            that cannot be followed or has a sparsifier already.
     """
+    refuse_attached(model)
     if not table:
         raise ValueError("table: expected the path of a latency table; measure one with: sparsekern latency-table")
     found = LatencyTable.load(table)

@@ -74,9 +74,14 @@ def survey_layers(model: nn.Module, *, skip_first: bool, skip_last: bool, skip_d
             layers[id(param)].modules.append(module)
         else:
             layers[id(param)] = Layer(label, param, [module])
-    if any(isinstance(getattr(module.forward, "__self__", None), MaskedForward) for _, module in named):
-        raise ValueError("this model has a sparsifier already; call its remove() first")
+    refuse_attached(model)
     return list(layers.values()), unseen
+
+
+def refuse_attached(model: nn.Module) -> None:
+    """ValueError where masks are in place on the model."""
+    if any(isinstance(getattr(module.forward, "__self__", None), MaskedForward) for module in model.modules()):
+        raise ValueError("this model has a sparsifier already; call its remove() first")
 
 
 class MaskedForward:

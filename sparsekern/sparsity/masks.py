@@ -58,6 +58,10 @@ class MaskSet:
         """Over all prunable weights together."""
         return 1.0 - self.nnz(name) / self.numel
 
+    def effective_sparsity(self, name: str) -> float:
+        """`sparsity`, and what vanishes besides: where whole channels go, the weights that read them, over all weights of such layers."""
+        return self.sparsity(name)
+
     def densities(self, name: str) -> dict[str, float]:
         """{weight: share of it that takes part in products}; weights left out are dense."""
         return {layer: count / numel for layer, count, numel in zip(self.layers, self.counts(name), self.numels)}

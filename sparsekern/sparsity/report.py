@@ -15,6 +15,7 @@ def summary(sparsifier) -> list[dict]:
         counts, nnz = s.masks.counts(name), s.masks.nnz(name)
         zeros = s.masks.numel - nnz
         rows.append({"name": name, "pattern": str(pattern), "target_sparsity": pattern.sparsity, "sparsity": s.masks.sparsity(name),
+                     "effective_sparsity": s.masks.effective_sparsity(name),
                      "sparsity_of_all_parameters": zeros / parameters, "nnz": nnz, "prunable": s.masks.numel,
                      "left_dense": s.left_dense.get(name, {}),
                      "layers": {layer: {"nnz": count, "numel": numel, "sparsity": 1 - count / numel}

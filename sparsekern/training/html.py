@@ -64,6 +64,11 @@ def _cards(report: dict) -> str:
     inner = (report["metrics"].get("sign_ratio") or {}).get("inner") or {}
     if inner.get("measured"):
         entries.append((f"{inner['negative']:.1%}", "of inner-group products conflict"))
+    slim = report.get("slim")
+    if slim:
+        entries += [(f"{slim['predicted_ms']:.2f} ms", f"predicted latency of the slimmed net, {slim['predicted_full_ms']:.2f} ms of the whole one"),
+                    *([(f"{slim['measured_ms']:.2f} ms", f"measured, {slim['measured_full_ms']:.2f} ms of the whole net; {slim['fps']:.0f} images/s")]
+                      if slim["measured_ms"] else []), (f"{slim['parameters']:,}", f"parameters, {slim['file_bytes'] / 1e6:.2f} MB on disk")]
     return '<div class="cards">' + "".join(f'<div class="card"><b>{value}</b><span>{_text(label)}</span></div>'
                                            for value, label in entries) + "</div>"
 

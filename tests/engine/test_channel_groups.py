@@ -120,6 +120,7 @@ def conv(inputs=3, outputs=8, size=3, **options):
     (lambda m, x: m.b(m.a(x).reshape(1, 4, 2, 1024)), {"a": conv(), "b": conv(4, 4)}, r"reshape .*: from \[1, 8, 32, 32\] to .* mixes"),
     (lambda m, x: m.a(x).permute(0, 2, 3, 1), {"a": conv()}, "permute in the model's forward: it is not followed"),
     (lambda m, x: m.b(m.a(x)), {"a": conv(), "b": nn.GroupNorm(2, 8)}, "b: GroupNorm is not followed"),
+    (lambda m, x: m.b(m.a(x).flatten(1)), {"a": conv(), "b": nn.BatchNorm1d(8192)}, "b: BatchNorm1d works on channels that were flattened into"),
     (lambda m, x: m.b(m.a(x)[:, :4]), {"a": conv(), "b": conv(4, 4)}, "getitem .* takes some"),
     (lambda m, x: m.a(x).mean(1), {"a": conv()}, "mean .* reduces over samples or channels"),
     (lambda m, x: m.b(m.a(x).chunk(2, 1)[0]), {"a": conv(), "b": conv(4, 4)}, "chunk .* joins or splits"),

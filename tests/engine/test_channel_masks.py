@@ -88,7 +88,7 @@ def test_what_is_counted(tmp_path):
     assert masks.densities(rest(sparsifier.net))["conv1.weight"] == pytest.approx(1 - share["conv1"])
     small = slim(copy.deepcopy(Small()), sparsifier.form.channels.all, sparsifier.form.keep)
     left, full = (sum(m.weight.numel() for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))) for model in (small, Small()))
-    assert sparsifier.form.channels.effective_sparsity(kept) == pytest.approx(1 - left / full)
+    assert row["effective_sparsity"] == masks.effective_sparsity(sparsifier.net) == pytest.approx(1 - left / full)
 
 
 # The forward pass.
@@ -236,6 +236,14 @@ def test_plans_that_are_refused(tmp_path, changes, words):
     hand_table(net, tmp_path / "t.json")
     with pytest.raises(ValueError, match=words):
         plan_channels(net, **options(tmp_path / "t.json", **changes))
+
+
+def test_a_model_that_has_a_sparsifier(tmp_path):
+    net, _, sparsifier = make(tmp_path / "t.json")
+    with pytest.raises(ValueError, match=r"has a sparsifier already; call its remove\(\) first"):
+        plan_channels(net, **options(tmp_path / "t.json"))
+    sparsifier.remove()
+    assert plan_channels(net, **options(tmp_path / "t.json"))[0].groups
 
 
 def test_tables_of_other_models_and_machines(tmp_path):

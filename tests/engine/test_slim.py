@@ -3,6 +3,8 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from sparsekern.sparsity.channel_groups import find_channel_groups
@@ -88,6 +90,74 @@ def test_torchvision_models(name):
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     agree(model, images(2, 64).double(), keep_share=0.7, bound=1e-9)
+
+
+BLOCKS = ("conv", "depthwise", "identity", "projection", "preactivation", "bottleneck", "pool")
+
+
+def _layers(kind, channels, width, out):
+    def conv(inputs, outputs, size=3, groups=1):
+        return nn.Conv2d(inputs, outputs, size, padding=size // 2, groups=groups, bias=size == 1)
+    norm = nn.BatchNorm2d
+    if kind == "conv":
+        return [conv(channels, out), norm(out)]
+    if kind == "depthwise":
+        return [conv(channels, channels, 3, channels), norm(channels)]
+    if kind in ("identity", "projection"):
+        return [conv(channels, width), norm(width), conv(width, out), norm(out), conv(channels, out, 1) if kind == "projection" else nn.Identity()]
+    if kind == "preactivation":
+        return [norm(channels), conv(channels, out)]
+    if kind == "bottleneck":
+        return [conv(channels, 3, 1), norm(3), conv(3, 3), norm(3), conv(3, out, 1), conv(channels, out, 1), norm(out)]
+    return []
+
+
+class Drawn(nn.Module):
+    """A net of blocks in any order, all coupled as residual and depthwise nets are, before a flattened or a pooled map."""
+
+    def __init__(self, blocks, widths, flatten):
+        super().__init__()
+        self.stem, channels = nn.Conv2d(3, widths[-1], 3, padding=1), widths[-1]
+        self.blocks, self.layers, self.flatten = list(blocks), nn.ModuleList(), flatten
+        for kind, width in zip(blocks, widths):
+            out = channels if kind in ("depthwise", "identity", "preactivation", "pool") else width
+            self.layers.append(nn.ModuleList(_layers(kind, channels, width, out)))
+            channels = out
+        size = 8 // 2 ** min(2, self.blocks.count("pool"))
+        self.head = nn.Sequential(nn.Linear(channels * (size ** 2 if flatten else 1), 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 2))
+
+    def forward(self, x):
+        x, pools = self.stem(x), 0
+        for kind, layers in zip(self.blocks, self.layers):
+            if kind in ("conv", "depthwise"):
+                x = torch.relu(layers[1](layers[0](x)))
+            elif kind in ("identity", "projection"):
+                out = layers[3](layers[2](torch.relu(layers[1](layers[0](x)))))
+                x = torch.relu(out + layers[4](x))
+            elif kind == "preactivation":
+                x = x + layers[1](torch.relu(layers[0](x)))
+            elif kind == "bottleneck":
+                x = layers[6](layers[4](torch.relu(layers[3](layers[2](torch.relu(layers[1](layers[0](x))))))) + layers[5](x))
+            elif pools < 2:
+                x, pools = nn.functional.max_pool2d(x, 2), pools + 1
+        return self.head(x.flatten(1) if self.flatten else x.mean((2, 3)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=6), st.lists(st.integers(1, 9), min_size=6, max_size=6), st.booleans(),
+       st.integers(0, 99))
+def test_nets_of_any_blocks(blocks, widths, flatten, seed):
+    torch.manual_seed(seed)
+    model = lively(Drawn(blocks, widths, flatten), seed).double()
+    example = images(6, 8, seed).double()
+    groups = find_channel_groups(model, example)
+    made = sorted(name for group in groups for name in group.producers)
+    assert made == sorted(name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear)))
+    assert [group.name for group in groups if group.fixed] == ["head.3"]
+    keep = random_keep(groups, seed, 0.5)
+    big, small = masked(model, groups, keep), slim(model, groups, keep)
+    for mode in (False, True):
+        torch.testing.assert_close(small.train(mode)(example), big.train(mode)(example), rtol=1e-9, atol=1e-9)
 
 
 def test_it_is_a_plain_module_of_the_sizes_kept():

@@ -46,7 +46,7 @@ void check_plans() {
             for (const int64_t n : {1, 65, 512}) {
               if (keep > group) continue;
               const int64_t rows = 64 * 5, cols = groups * group;
-              const StagedPlan p = plan_nm_staged(rows, cols, n, 4, 4, v, keep, group, {132, shared});
+              const StagedPlan p = plan_nm_staged(rows, cols, n, 4, v, keep, group, {132, shared});
               if (p.tile_rows == 0) {
                 REQUIRE(!staged_fits(p, rows, n, rows * groups * keep) && (2 * std::lcm(8, group) + 1) * kPanelBytes > shared, "%d columns", group);
                 continue;

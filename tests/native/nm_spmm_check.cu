@@ -93,7 +93,7 @@ struct Product {
     const bool mma = algo == "mma";
     if (mma && !mma_serves(a)) return;
     if (algo == "staged") {
-      const StagedPlan plan = plan_nm_staged(a.rows, cols, a.n, sizeof(T), sizeof(V), a.v, a.keep, a.group, props);
+      const StagedPlan plan = plan_nm_staged(a.rows, cols, a.n, sizeof(T), a.v, a.keep, a.group, props);
       if (!staged_fits(plan, a.rows, a.n, a.nnz)) return;
     }
     const Device<unsigned char> workspace(std::vector<unsigned char>(mma ? nm_mma_workspace_bytes(a) : nm_scalar_workspace_bytes(a), 7), 0);

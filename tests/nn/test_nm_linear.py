@@ -322,3 +322,35 @@ def test_corrupt_packed_state_is_refused(fault, words):
     assert all(torch.equal(packed.state_dict()[key], before[key]) for key in before)
     with pytest.raises(ValueError, match="PackedNMLinear: "):
         PackedNMLinear(8, 2, 2, 4, state["values"], state["index"], state["bias"])
+
+
+@pytest.mark.parametrize("n, m", [(2, 4), (1, 4), (2, 8), (1, 16)])
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
+def test_half_weights_of_at_most_two_in_four_have_the_product_for_sparse_tensor_cores(n, m, half):
+    packed = NMLinear(96, 40, n, m, dtype=half).pack(backend="packed")                 # sides that sp24 has to fill up
+    x = torch.randn(2, 3, 96).to(half).requires_grad_()
+    want = x.double() @ packed.dense_weight().double().t() + packed.bias.double()
+    assert packed.backends == ("packed", "sp24", "dense")
+    for backend in packed.backends:
+        packed.backend = backend
+        assert_close(packed(x), want, dtype=half, reduction=48)
+    packed.backend = "sp24"
+    packed(x).sum().backward()
+    assert_close(x.grad, packed.dense_weight().double().sum(0).expand(2, 3, 96), dtype=half, reduction=40)
+    with torch.autocast("cpu", half):
+        assert packed(x.float()).dtype == half
+    other = NMLinear(96, 40, n, m, dtype=half).pack(backend="packed")
+    packed.load_state_dict(other.state_dict())
+    assert_close(packed(x), other(x).double(), dtype=half, reduction=48)
+    for backend in ("packed", "sp24"):
+        packed.backend = backend
+        with pytest.raises(ValueError, match=r"PackedNMLinear: x: expected shape \[..., 96\], got \[2, 3, 90\]"):
+            packed(x[..., :90])
+
+
+@pytest.mark.parametrize("n, m, dtype", [(3, 4, torch.bfloat16), (4, 8, torch.float16), (1, 3, torch.bfloat16), (2, 4, torch.float32)])
+def test_other_weights_have_not(n, m, dtype):
+    packed = NMLinear(48, 8, n, m, dtype=dtype).pack(backend="packed")
+    with pytest.raises(ValueError, match="backend: expected one of packed, dense, got 'sp24'"):
+        packed.backend = "sp24"
+    assert packed.backends == ("packed", "dense")
