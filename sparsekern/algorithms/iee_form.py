@@ -128,6 +128,7 @@ class Weights(Form):
             masks, counts, _ = global_masks(s.scores(), max(kept, len(counts)), eligible=active, largest_possible=counts)
             return masks, counts
         left = [budget if self._fixed(index) else max(1, budget - max(1, int(share * budget))) for index, budget in enumerate(self.budget)]
+        left = [min(pair) for pair in zip(left, counts)]            # set_masks() may have left fewer
         masks, _, _ = ops.topk_mask(s.scores(), left, eligible=active)
         return masks, left
 
@@ -136,7 +137,7 @@ class Weights(Form):
         masks, missing = [mask.clone() for mask in s.masks[s.net]], [a - b for a, b in zip(self.budget, s.masks.counts(s.net))]
         if not self.ranks_globally:
             ops.prune_regrow_(masks, s.weights, s.scores(), 0, missing)
-            return masks, list(self.budget)
+            return masks, [max(pair) for pair in zip(self.budget, s.masks.counts(s.net))]
         ops.prune_regrow_(masks, s.weights, s.scores(), 0, sum(missing), global_=True)
         return masks, ops.mask_stats(masks)[:, 0].tolist()
 
