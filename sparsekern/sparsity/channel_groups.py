@@ -163,6 +163,8 @@ class _Walk:
         shape = _shape(node.args[0])
         if isinstance(module, nn.Linear) and len(shape) != 2:
             raise _refusal(name, f"a Linear over the last of {len(shape)} dimensions mixes no channels of dimension 1")
+        if "weight" not in module._parameters:
+            raise _refusal(name, "its weight is computed from other parameters")
         depthwise = isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels > 1
         if isinstance(module, nn.Conv2d) and module.groups > 1 and not depthwise:
             raise _refusal(name, f"a grouped convolution (groups={module.groups}, {module.in_channels} to {module.out_channels} channels) keeps "
@@ -225,15 +227,18 @@ class _Walk:
 
     def _pair(self, node, kind, where) -> None:
         """A sum or product of two branches, or of a branch and a number."""
-        values = [(self.known[item], _shape(item)) for item in node.args if isinstance(item, fx.Node) and item in self.known]
+        operands = [*node.args, *(value for key, value in node.kwargs.items() if key in ("input", "other"))]
+        values = [(self.known[item], _shape(item)) for item in operands if isinstance(item, fx.Node) and item in self.known]
         if len(values) == 2:
             ((one, per), shape), ((two, other), second) = values
             if per != other or len(shape) != len(second) or shape[1] != second[1]:
                 raise _refusal(where, f"shapes {list(shape)} and {list(second)} spread channels over each other")
             one.join(two)
-        elif any(isinstance(item, fx.Node) and item not in self.known and _shape(item) not in (None, ()) for item in node.args):
+        elif any(isinstance(item, fx.Node) and item not in self.known and _shape(item) not in (None, ()) for item in operands):
             raise _refusal(where, "a tensor that is no layer's output takes part in it")
-        elif kind in _SUMS and any(item != 0 for item in node.args if not isinstance(item, fx.Node)):
+        divides = kind in ("truediv", "div") and isinstance(operands[1], fx.Node) and operands[1] in self.known
+        if divides or len(values) == 1 and kind in _SUMS and any(isinstance(item, fx.Node) or item != 0 for item in operands
+                                                                 if item not in self.known):
             values[0][0][0].fix(f"{where} moves zeros")
         self.known[node] = values[0][0]
 

@@ -125,6 +125,7 @@ def conv(inputs=3, outputs=8, size=3, **options):
     (lambda m, x: m.a(x).mean(1), {"a": conv()}, "mean .* reduces over samples or channels"),
     (lambda m, x: m.b(m.a(x).chunk(2, 1)[0]), {"a": conv(), "b": conv(4, 4)}, "chunk .* joins or splits"),
     (lambda m, x: m.a(x) * m.b.weight.flatten()[:1], {"a": conv(), "b": conv()}, "a tensor that is no layer's output"),
+    (lambda m, x: m.a(x), {"a": nn.utils.parametrizations.weight_norm(conv())}, "a: its weight is computed from other parameters"),
     (lambda m, x: m.a(x) if x.sum() > 0 else x, {"a": conv()}, "the forward pass: torch.fx cannot trace"),
     (lambda m, x: m.b(m.a(x)), {"a": conv(), "b": nn.Linear(32, 2)}, r"b: a Linear over the last of 4 dimensions"),
 ])
@@ -137,6 +138,10 @@ def test_what_is_refused_is_named_and_a_way_out_is_offered(forward, layers, word
 @pytest.mark.parametrize("forward, layers, reason", [
     (lambda m, x: m.b(torch.sigmoid(m.a(x))), {"a": conv(), "b": conv(8, 4)}, "sigmoid in the model's forward moves zeros"),
     (lambda m, x: m.b(m.a(x) + 1), {"a": conv(), "b": conv(8, 4)}, "add in the model's forward moves zeros"),
+    (lambda m, x: m.b(torch.add(m.a(x), other=0.5)), {"a": conv(), "b": conv(8, 4)}, "add in the model's forward moves zeros"),
+    (lambda m, x: m.b(m.a(x) - x.size(0)), {"a": conv(), "b": conv(8, 4)}, "sub in the model's forward moves zeros"),
+    (lambda m, x: m.b(2 / m.a(x)), {"a": conv(), "b": conv(8, 4)}, "truediv in the model's forward moves zeros"),
+    (lambda m, x: m.b(m.a(x) / m.a2(x)), {"a": conv(), "a2": conv(), "b": conv(8, 4)}, "truediv in the model's forward moves zeros"),
     (lambda m, x: m.b(m.a(x).view(-1, 8192)), {"a": conv(), "b": nn.Linear(8192, 4)}, "view in the model's forward asks for 8192 columns"),
     (lambda m, x: m.b(m.a(x)), {"a": nn.Sequential(conv(), nn.BatchNorm2d(8, affine=False)), "b": conv(8, 4)}, "batch norm a.1 has no scale"),
     (lambda m, x: m.b(m.a(x) + x), {"a": conv(3, 3), "b": conv(3, 4)}, "model input"),
@@ -156,6 +161,13 @@ def test_what_passes():
         return m.b(x.view(x.size(0), -1))
     group = find_channel_groups(Made(forward, a=conv(), b=nn.Linear(32, 4), drop=nn.Dropout(0.5)), IMAGES)[0]
     assert group == ChannelGroup("a", 8, ("a",), (), (("b", 4),))
+
+
+def test_branches_meet_however_the_sum_is_written():
+    for forward in (lambda m, x: m.c(torch.add(m.a(x), other=m.b(x))), lambda m, x: m.c(torch.add(m.a(x), m.b(x), alpha=2)),
+                    lambda m, x: m.c(m.a(x).add_(m.b(x))), lambda m, x: m.c(m.a(x) * m.b(x)), lambda m, x: m.c(m.a(x) / 2 + m.b(x) * 3)):
+        group = find_channel_groups(Made(forward, a=conv(), b=conv(), c=conv(8, 4)), IMAGES)[0]
+        assert group == ChannelGroup("a", 8, ("a", "b"), (), (("c", 1),))
 
 
 def test_a_layer_used_twice_and_a_weight_used_twice():
