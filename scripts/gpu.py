@@ -34,6 +34,7 @@ STAMP = BUILD / "stamp.json"
 PROGRAMS = sorted((ROOT / "tests/native").glob("*_check.cu"))
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 FAMILIES = ("masks", "masked_sgd", "project_conflict", "select", "growth", "channels", "nm", "csr")        # of benchmarks/gpu_race.py
+FAMILIES = ("masks", "masked_sgd", "project_conflict", "select", "growth", "channels", "sp24", "csr")        # of benchmarks/gpu_race.py
 STAGES = ("build", "test", "sanitize", "bench", "train")
 LEFT_OUT = "left out (time)"
 NO_GPU = "no GPU (nvidia-smi finds none)"

@@ -15,16 +15,15 @@
 #endif
 
 struct Picked {
-  Halves lo, hi;    // the values that stay, in ascending position
-  Lanes32 bits[4];  // of their positions, two each
+  Halves lo, hi;  // the values that stay, in ascending position
+  Halves nibble;  // their positions, two bits each
 };
-
-SK_INLINE Lanes32 majority(Lanes32 a, Lanes32 b, Lanes32 c) { return any_of(both_of(a, b), both_of(any_of(a, b), c)); }
 
 // Two of the four elements of 32 groups; `marked` null: all count.
 SK_INLINE Picked pick_pairs(const Halves (&x)[4], const Lanes32* marked, uint16_t infinity) {
   const Halves largest = splat16(infinity), nan = splat16(static_cast<uint16_t>(infinity + 1)), last = splat16(0x7fff);
   Halves lack[4], value[4];
+#pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {  // what a magnitude lacks to infinity, for NaN one more than zero does; what is not marked, most
     lack[j] = smaller(largest - (x[j] & last), nan);
     value[j] = x[j];
@@ -33,14 +32,15 @@ SK_INLINE Picked pick_pairs(const Halves (&x)[4], const Lanes32* marked, uint16_
       value[j] = select16(marked[j], x[j], splat16(0));
     }
   }
-  // Which one of a pair is beaten; of equals the first wins.
-  const Lanes32 b01 = greater16(lack[0], lack[1]), b02 = greater16(lack[0], lack[2]), b03 = greater16(lack[0], lack[3]);
-  const Lanes32 b12 = greater16(lack[1], lack[2]), b13 = greater16(lack[1], lack[3]), b23 = greater16(lack[2], lack[3]);
-  const Lanes32 not_first = majority(b01, b02, b03), second = none_of(majority(none_of(b01), b12, b13));
-  const Lanes32 not_third = majority(none_of(b02), none_of(b12), b23), fourth = majority(b03, b13, b23);  // beats two of three
-  return {select16(not_first, select16(second, value[1], value[2]), value[0]),
-          select16(fourth, value[3], select16(not_third, value[1], value[2])),
-          {both_of(not_first, second), both_of(not_first, none_of(second)), any_of(fourth, not_third), any_of(fourth, none_of(not_third))}};
+  // The better one of either half stays, unless the worse one of the other is better still; of equals the first.
+  const Lanes32 front = none_of(greater16(larger(lack[0], lack[1]), smaller(lack[2], lack[3])));
+  const Lanes32 back = greater16(smaller(lack[0], lack[1]), larger(lack[2], lack[3]));
+  const Lanes32 second = both_of(greater16(lack[0], lack[1]), none_of(front)), fourth = any_of(greater16(lack[2], lack[3]), back);
+  const auto place = [](int of_lo, int of_hi) { return splat16(static_cast<uint16_t>(of_lo | of_hi << 2)); };
+  const Halves lo_place = select16(back, place(2, 0), select16(second, place(1, 0), place(0, 0)));
+  const Halves hi_place = select16(front, place(0, 1), select16(fourth, place(0, 3), place(0, 2)));
+  return {select16(back, value[2], select16(second, value[1], value[0])), select16(front, value[1], select16(fourth, value[3], value[2])),
+          lo_place | hi_place};
 }
 
 // The mask of 64 elements from element `at` on, a multiple of 64.
@@ -91,10 +91,11 @@ SK_INLINE void pack_along(const uint16_t* const (&from)[2], MaskKind kind, const
   load4(from[0], from[1], x);
   Lanes32 marked[4];
   if (kind != MaskKind::none)
+#pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) marked[j] = lanes_from_bits(every_fourth(mask[0], mask[1], j));
   const Picked picked = kind == MaskKind::none ? pick_pairs(x, nullptr, infinity) : pick_pairs(x, marked, infinity);
   store2(v[0], v[1], picked.lo, picked.hi);
-  store_nibbles(words[0], words[1], picked.bits);
+  store_nibbles(words[0], words[1], picked.nibble);
 }
 
 // A tile of 64 x 64, and 64 bits for each of its rows, down its columns: 32 values and four words of each.
@@ -105,6 +106,7 @@ SK_INLINE void pack_across(const uint16_t (*tile)[64], const uint64_t* mask, uin
     for (int band = 0; band < 16; ++band) {
       Halves x[4];
       Lanes32 marked[4];
+#pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) {
         x[j] = load32(&tile[4 * band + j][g]);
         marked[j] = lanes_from_bits(static_cast<uint32_t>(mask[4 * band + j] >> g));
@@ -112,11 +114,10 @@ SK_INLINE void pack_across(const uint16_t (*tile)[64], const uint64_t* mask, uin
       const Picked picked = pick_pairs(x, marked, infinity);
       store2(pairs, pairs + 32, picked.lo, picked.hi);
       for (int k = 0; k < 32; ++k) std::memcpy(&v[g + k][2 * band], pairs + 2 * k, 4);
-      for (int j = 0; j < 4; ++j) gathered = select16(picked.bits[j], gathered | splat16(static_cast<uint16_t>(1 << (4 * (band & 3) + j))), gathered);
+      gathered = next_nibble(gathered, picked.nibble);
       if ((band & 3) < 3) continue;
       store32(word, gathered);
       for (int k = 0; k < 32; ++k) words[g + k][band / 4] = word[k];
-      gathered = splat16(0);
     }
   }
 }
@@ -182,6 +183,7 @@ template <class U>
 SK_INLINE unsigned pick_pair(const U* x, int64_t step, unsigned marked, U infinity, U* to) {
   constexpr U kMagnitude = static_cast<U>(~U(0)) >> 1;
   U key[4];
+#pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
     const U size = x[j * step] & kMagnitude;
     key[j] = !(marked >> j & 1) ? U(0) : size > infinity ? U(1) : static_cast<U>(size + 2);
@@ -190,6 +192,7 @@ SK_INLINE unsigned pick_pair(const U* x, int64_t step, unsigned marked, U infini
   int count = 0;
   for (int i = 0; i < 4; ++i) {
     int rank = 0;
+#pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) rank += j < i ? key[j] >= key[i] : key[j] > key[i];
     if (rank > 1) continue;
     to[count] = marked >> i & 1 ? x[i * step] : U(0);
@@ -243,11 +246,14 @@ void unpack_piece(const Sp24Packed<const U>& s, U* x, int64_t begin, int64_t end
 
 SK_INLINE void unpack_along(const uint16_t* const (&v)[2], const uint16_t* const (&words)[2], uint16_t* const (&x)[2]) {
   uint64_t bits[2];
+#pragma GCC unroll 4
   for (int k = 0; k < 2; ++k) std::memcpy(bits + k, words[k], 8);
   Halves lo, hi, out[4];
   load2(v[0], v[1], lo, hi);
   Lanes32 bit[4], is[2][4];
+#pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) bit[j] = lanes_from_bits(every_fourth(bits[0], bits[1], j));
+#pragma GCC unroll 4
   for (int side = 0; side < 2; ++side) {
     const Lanes32 odd = bit[2 * side], far = bit[2 * side + 1];
     is[side][0] = none_of(any_of(odd, far));
@@ -255,6 +261,7 @@ SK_INLINE void unpack_along(const uint16_t* const (&v)[2], const uint16_t* const
     is[side][2] = both_of(none_of(odd), far);
     is[side][3] = both_of(odd, far);
   }
+#pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) out[j] = select16(is[1][j], hi, select16(is[0][j], lo, splat16(0)));
   store4(x[0], x[1], out);
 }

@@ -25,6 +25,7 @@ SK_INLINE Halves operator&(Halves a, Halves b) { return {_mm256_and_si256(a.lo, 
 SK_INLINE Halves operator|(Halves a, Halves b) { return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)}; }
 SK_INLINE Halves operator-(Halves a, Halves b) { return {_mm256_sub_epi16(a.lo, b.lo), _mm256_sub_epi16(a.hi, b.hi)}; }
 SK_INLINE Halves smaller(Halves a, Halves b) { return {_mm256_min_epu16(a.lo, b.lo), _mm256_min_epu16(a.hi, b.hi)}; }
+SK_INLINE Halves larger(Halves a, Halves b) { return {_mm256_max_epu16(a.lo, b.lo), _mm256_max_epu16(a.hi, b.hi)}; }
 SK_INLINE Lanes32 greater16(Halves a, Halves b) { return {_mm256_cmpgt_epi16(a.lo, b.lo), _mm256_cmpgt_epi16(a.hi, b.hi)}; }
 SK_INLINE Halves select16(Lanes32 m, Halves inside, Halves outside) {
   return {_mm256_blendv_epi8(outside.lo, inside.lo, m.lo), _mm256_blendv_epi8(outside.hi, inside.hi, m.hi)};
@@ -49,17 +50,20 @@ SK_INLINE __m256i groups_of_pairs(__m256i x) {
   return _mm256_shuffle_epi8(_mm256_permutevar8x32_epi32(x, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7)), order);
 }
 SK_INLINE void load_groups(const uint16_t* at, __m256i (&r)[4]) {
+#pragma GCC unroll 4
   for (int k = 0; k < 4; ++k) r[k] = pairs_of_groups(load_wide(at + 16 * k));
   transpose_quarters(r);
 }
 SK_INLINE void store_groups(uint16_t* at, __m256i (&r)[4]) {
   transpose_quarters(r);
+#pragma GCC unroll 4
   for (int k = 0; k < 4; ++k) store_wide(at + 16 * k, groups_of_pairs(r[k]));
 }
 SK_INLINE void load4(const uint16_t* one, const uint16_t* two, Halves (&a)[4]) {
   __m256i r[4], s[4];
   load_groups(one, r);
   load_groups(two, s);
+#pragma GCC unroll 4
   for (int k = 0; k < 4; ++k) a[k] = {r[k], s[k]};
 }
 SK_INLINE void store4(uint16_t* one, uint16_t* two, const Halves (&a)[4]) {
@@ -88,9 +92,7 @@ SK_INLINE void store2(uint16_t* one, uint16_t* two, Halves a, Halves b) {
   store_pairs(two, a.hi, b.hi);
 }
 
-SK_INLINE void store_nibble_row(uint16_t* at, const __m256i (&bit)[4]) {
-  __m256i nibble = _mm256_setzero_si256();
-  for (int j = 0; j < 4; ++j) nibble = _mm256_or_si256(nibble, _mm256_and_si256(bit[j], _mm256_set1_epi16(static_cast<int16_t>(1 << j))));
+SK_INLINE void store_nibble_row(uint16_t* at, __m256i nibble) {
   const __m256i bytes = _mm256_madd_epi16(nibble, _mm256_set1_epi32(16 << 16 | 1));  // two nibbles to 32 bits
   const __m256i words = _mm256_or_si256(bytes, _mm256_srli_epi64(bytes, 24));        // in the lowest 16 of 64
   const __m256i low =
@@ -99,10 +101,14 @@ SK_INLINE void store_nibble_row(uint16_t* at, const __m256i (&bit)[4]) {
   const __m128i four = _mm_unpacklo_epi32(_mm256_castsi256_si128(packed), _mm256_extracti128_si256(packed, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(at), four);
 }
-SK_INLINE void store_nibbles(uint16_t* one, uint16_t* two, const Lanes32 (&bit)[4]) {
-  store_nibble_row(one, {bit[0].lo, bit[1].lo, bit[2].lo, bit[3].lo});
-  store_nibble_row(two, {bit[0].hi, bit[1].hi, bit[2].hi, bit[3].hi});
+SK_INLINE void store_nibbles(uint16_t* one, uint16_t* two, Halves nibble) {
+  store_nibble_row(one, nibble.lo);
+  store_nibble_row(two, nibble.hi);
 }
+SK_INLINE __m256i next_nibble_row(__m256i words, __m256i nibble) {
+  return _mm256_or_si256(_mm256_srli_epi16(words, 4), _mm256_slli_epi16(nibble, 12));
+}
+SK_INLINE Halves next_nibble(Halves words, Halves nibble) { return {next_nibble_row(words.lo, nibble.lo), next_nibble_row(words.hi, nibble.hi)}; }
 SK_INLINE uint32_t every_fourth(uint64_t one, uint64_t two, int j) {
   const uint64_t which = 0x1111111111111111u << j;
   return static_cast<uint32_t>(_pext_u64(one, which) | _pext_u64(two, which) << 16);

@@ -4,9 +4,10 @@ struct Halves {
   __m512i v;
 };
 using Lanes32 = __mmask32;
-SK_INLINE Lanes32 both_of(Lanes32 a, Lanes32 b) { return a & b; }
-SK_INLINE Lanes32 any_of(Lanes32 a, Lanes32 b) { return a | b; }
-SK_INLINE Lanes32 none_of(Lanes32 a) { return ~a; }
+// Operators would send masks through the general registers and back.
+SK_INLINE Lanes32 both_of(Lanes32 a, Lanes32 b) { return _kand_mask32(a, b); }
+SK_INLINE Lanes32 any_of(Lanes32 a, Lanes32 b) { return _kor_mask32(a, b); }
+SK_INLINE Lanes32 none_of(Lanes32 a) { return _knot_mask32(a); }
 SK_INLINE Lanes32 lanes_from_bits(uint32_t m) { return m; }
 SK_INLINE Halves splat16(uint16_t x) { return {_mm512_set1_epi16(static_cast<int16_t>(x))}; }
 SK_INLINE Halves load32(const uint16_t* at) { return {_mm512_loadu_si512(at)}; }
@@ -15,6 +16,7 @@ SK_INLINE Halves operator&(Halves a, Halves b) { return {_mm512_and_si512(a.v, b
 SK_INLINE Halves operator|(Halves a, Halves b) { return {_mm512_or_si512(a.v, b.v)}; }
 SK_INLINE Halves operator-(Halves a, Halves b) { return {_mm512_sub_epi16(a.v, b.v)}; }
 SK_INLINE Halves smaller(Halves a, Halves b) { return {_mm512_min_epu16(a.v, b.v)}; }
+SK_INLINE Halves larger(Halves a, Halves b) { return {_mm512_max_epu16(a.v, b.v)}; }
 SK_INLINE Lanes32 greater16(Halves a, Halves b) { return _mm512_cmpgt_epi16_mask(a.v, b.v); }  // below 2^15
 SK_INLINE Halves select16(Lanes32 m, Halves inside, Halves outside) { return {_mm512_mask_mov_epi16(outside.v, m, inside.v)}; }
 
@@ -47,6 +49,7 @@ SK_INLINE __m512i upper_halves(__m512i a, __m512i b) { return _mm512_shuffle_i64
 // 64 elements of two rows: element j of their groups is a[j].
 SK_INLINE void load4(const uint16_t* one, const uint16_t* two, Halves (&a)[4]) {
   const __m512i p = _mm512_loadu_si512(one), q = _mm512_loadu_si512(one + 32), r = _mm512_loadu_si512(two), s = _mm512_loadu_si512(two + 32);
+#pragma GCC unroll 4
   for (int k = 0; k < 2; ++k) {
     const __m512i order = order32(kApart4[k]), x = _mm512_permutex2var_epi16(p, order, q), y = _mm512_permutex2var_epi16(r, order, s);
     a[2 * k].v = lower_halves(x, y);
@@ -57,6 +60,7 @@ SK_INLINE void store4(uint16_t* one, uint16_t* two, const Halves (&a)[4]) {
   const __m512i order[2] = {order32(kTogether4[0]), order32(kTogether4[1])};
   const __m512i p = lower_halves(a[0].v, a[1].v), q = lower_halves(a[2].v, a[3].v);
   const __m512i r = upper_halves(a[0].v, a[1].v), s = upper_halves(a[2].v, a[3].v);
+#pragma GCC unroll 4
   for (int k = 0; k < 2; ++k) {
     _mm512_storeu_si512(one + 32 * k, _mm512_permutex2var_epi16(p, order[k], q));
     _mm512_storeu_si512(two + 32 * k, _mm512_permutex2var_epi16(r, order[k], s));
@@ -74,14 +78,16 @@ SK_INLINE void store2(uint16_t* one, uint16_t* two, Halves a, Halves b) {
   _mm512_storeu_si512(two, _mm512_permutex2var_epi16(a.v, order32(kInTurn[1]), b.v));
 }
 
-// Four bits of each of sixteen groups as four words, for two rows; and back.
-SK_INLINE void store_nibbles(uint16_t* one, uint16_t* two, const Lanes32 (&bit)[4]) {
-  Halves nibble = {_mm512_maskz_set1_epi16(bit[0], 1)};
-  for (int j = 1; j < 4; ++j) nibble = select16(bit[j], nibble | splat16(static_cast<uint16_t>(1 << j)), nibble);
+// The nibbles of sixteen groups as four words, for two rows.
+SK_INLINE void store_nibbles(uint16_t* one, uint16_t* two, Halves nibble) {
   const __m512i bytes = _mm512_madd_epi16(nibble.v, _mm512_set1_epi32(16 << 16 | 1));  // two nibbles to 32 bits
   const __m128i words = _mm512_cvtepi64_epi16(_mm512_or_si512(bytes, _mm512_srli_epi64(bytes, 24)));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(one), words);
   _mm_storel_epi64(reinterpret_cast<__m128i*>(two), _mm_unpackhi_epi64(words, words));
+}
+// One more nibble on top; what was there moves down.
+SK_INLINE Halves next_nibble(Halves words, Halves nibble) {
+  return {_mm512_or_si512(_mm512_srli_epi16(words.v, 4), _mm512_slli_epi16(nibble.v, 12))};
 }
 SK_INLINE uint32_t every_fourth(uint64_t one, uint64_t two, int j) {
   const uint64_t which = 0x1111111111111111u << j;

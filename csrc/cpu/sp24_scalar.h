@@ -34,6 +34,10 @@ SK_INLINE Halves smaller(Halves a, Halves b) {
   for (int k = 0; k < 32; ++k) a.v[k] = std::min(a.v[k], b.v[k]);
   return a;
 }
+SK_INLINE Halves larger(Halves a, Halves b) {
+  for (int k = 0; k < 32; ++k) a.v[k] = std::max(a.v[k], b.v[k]);
+  return a;
+}
 SK_INLINE Lanes32 greater16(Halves a, Halves b) {
   Lanes32 m = 0;
   for (int k = 0; k < 32; ++k) m |= static_cast<Lanes32>(a.v[k] > b.v[k]) << k;
@@ -56,13 +60,18 @@ SK_INLINE void store2(uint16_t* one, uint16_t* two, Halves a, Halves b) {
   for (int k = 0; k < 16; ++k) one[2 * k] = a.v[k], one[2 * k + 1] = b.v[k], two[2 * k] = a.v[16 + k], two[2 * k + 1] = b.v[16 + k];
 }
 
-SK_INLINE void store_nibbles(uint16_t* one, uint16_t* two, const Lanes32 (&bit)[4]) {
-  for (int row = 0; row < 2; ++row)
-    for (int w = 0; w < 4; ++w) {
-      unsigned word = 0;
-      for (int k = 0; k < 16; ++k) word |= (bit[k % 4] >> (16 * row + 4 * w + k / 4) & 1) << k;
-      (row ? two : one)[w] = static_cast<uint16_t>(word);
+SK_INLINE void store_nibbles(uint16_t* one, uint16_t* two, Halves nibble) {
+  for (int w = 0; w < 4; ++w) {
+    one[w] = two[w] = 0;
+    for (int k = 0; k < 4; ++k) {
+      one[w] = static_cast<uint16_t>(one[w] | nibble.v[4 * w + k] << 4 * k);
+      two[w] = static_cast<uint16_t>(two[w] | nibble.v[16 + 4 * w + k] << 4 * k);
     }
+  }
+}
+SK_INLINE Halves next_nibble(Halves words, Halves nibble) {
+  for (int k = 0; k < 32; ++k) words.v[k] = static_cast<uint16_t>(words.v[k] >> 4 | nibble.v[k] << 12);
+  return words;
 }
 SK_INLINE uint32_t every_fourth(uint64_t one, uint64_t two, int j) {
   uint32_t r = 0;

@@ -1,14 +1,14 @@
 // Packs a matrix to two of every four columns with their positions, with its transpose from the same read, and unpacks it.
 // A warp holds a tile of 32 rows and 64 columns in registers, a thread 4 rows and 16 columns of it: groups along rows and down columns
-// both lie within a thread, and so do the 4 x 4 blocks in which a transposable pattern is searched. Two of four are ranked by six
-// comparisons. Along rows a thread writes 16 bytes of values and a whole word of positions per row; down columns four lanes exchange
-// their pairs by shuffles, so that each writes 16 bytes and a word of four columns. The order sm80 puts a warp's words in runs of 16
-// bytes and more. No shared memory, no barrier.
+// both lie within a thread, and so do the 4 x 4 blocks in which a transposable pattern is searched. Of four, the better one of either
+// half stays unless the worse one of the other is better still: four comparisons. Along rows a thread writes 16 bytes of values and a
+// whole word of positions per row; down columns four lanes exchange their pairs by shuffles, so that each writes 16 bytes and a word of
+// four columns. The order sm80 puts a warp's words in runs of 16 bytes and more. No shared memory, no barrier.
 // Bytes per element: 2 read, 1 + 1/8 written, as much again for the transpose; bandwidth-bound (the search of the pattern: about 30
 // operations per element, near the memory's time).
 // State: compiled for sm_80 and sm_90a and run under the emulator of csrc/simt; not yet run on a GPU, no time measured.
 //
-// budget: sp24_compress_kernel 128
+// budget: sp24_compress_kernel 96
 // budget: sp24_decompress_kernel 64
 // promise: sp24_compress_kernel LDG.E.128 STG.E.128 no-fp64
 // promise: sp24_decompress_kernel LDG.E.128 STG.E.128 no-fp64
@@ -41,8 +41,6 @@ __device__ __forceinline__ Sp24Place sp24_place(int64_t rows, int64_t cols, int 
           tile_row < rows / kSp24Rows && tile_col < cols / kSp24Cols};
 }
 
-__device__ __forceinline__ bool most_of(bool a, bool b, bool c) { return (a & b) | ((a | b) & c); }
-
 // Two of four halves as a word, and the four bits of their positions.
 struct Sp24Pair {
   unsigned values, bits;
@@ -50,20 +48,18 @@ struct Sp24Pair {
 
 template <bool masked>
 __device__ __forceinline__ Sp24Pair pick_pair(const unsigned (&x)[4], unsigned marked, unsigned infinity) {
-  unsigned key[4], value[4];
+  unsigned lack[4], value[4];
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {  // a number is its magnitude + 2, NaN 1, what is not marked 0
-    const unsigned size = x[j] & 0x7fff;
+  for (int j = 0; j < 4; ++j) {  // what a magnitude lacks to infinity, for NaN one more than zero does; what is not marked, most
     const bool counts = !masked || (marked >> j & 1) != 0;
-    key[j] = !counts ? 0 : size > infinity ? 1 : size + 2;
+    lack[j] = counts ? min(infinity - (x[j] & 0x7fff), infinity + 1) : 0x7fffu;
     value[j] = counts ? x[j] : 0;
   }
-  // The first of equals wins.
-  const bool b01 = key[1] > key[0], b02 = key[2] > key[0], b03 = key[3] > key[0], b12 = key[2] > key[1], b13 = key[3] > key[1], b23 = key[3] > key[2];
-  const bool first = !most_of(b01, b02, b03), second = !most_of(!b01, b12, b13), third = !most_of(!b02, !b12, b23),
-             fourth = !most_of(!b03, !b13, !b23);
-  const unsigned low = first ? value[0] : second ? value[1] : value[2], high = fourth ? value[3] : third ? value[2] : value[1];
-  return {low | high << 16, (first ? 0u : second ? 1u : 2u) | (fourth ? 12u : third ? 8u : 4u)};
+  // The better one of either half stays, unless the worse one of the other is better still; of equals the first.
+  const bool front = max(lack[0], lack[1]) <= min(lack[2], lack[3]), back = min(lack[0], lack[1]) > max(lack[2], lack[3]);
+  const bool second = lack[0] > lack[1] && !front, fourth = lack[2] > lack[3] || back;
+  const unsigned low = back ? value[2] : second ? value[1] : value[0], high = front ? value[1] : fourth ? value[3] : value[2];
+  return {low | high << 16, (back ? 2u : second ? 1u : 0u) | (front ? 4u : fourth ? 12u : 8u)};
 }
 
 // Sixteen bits for a thread's columns of one row.
