@@ -7,6 +7,7 @@ from torch import nn
 
 from sparsekern.cli import main
 from sparsekern.deploy import latency_table as measuring
+from sparsekern.deploy import progress
 from sparsekern.deploy.latency_plan import make_plan
 from sparsekern.sparsity.channel_groups import find_channel_groups
 from sparsekern.sparsity.latency import Entry, LatencyTable, fingerprint, layer_widths
@@ -272,6 +273,20 @@ def test_the_timer_accounts_for_every_layer(tiny):
     found = measuring.time_layers(tiny, torch.rand(4, *SHAPE))
     assert set(found) == {"", *layer_widths(tiny)} and all(value > 0 for value in found.values())
     assert tiny.training and not any(module._forward_pre_hooks for module in tiny.modules())
+
+
+def test_progress_in_lines_in_a_bar_and_not_at_all(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", -1.0)
+    for kind in ("none", "plain", "auto"):
+        with progress.Progress(kind, 8) as bar:
+            bar.show(2, None, "2.50 ms")
+            bar.show(4, 16, "3.50 ms")
+        said = capsys.readouterr().out.splitlines()
+        assert [line.partition(" left")[0] for line in said] == ([] if kind == "none" else ["measured 2/8 2.50 ms", "measured 4/16 3.50 ms"])
+    pytest.importorskip("rich")
+    with progress.Progress("rich", 8) as bar:
+        bar.show(4, 16, "3.50 ms")
+        assert (bar.bar.tasks[0].completed, bar.bar.tasks[0].total) == (4, 16)
 
 
 # ---- the command ----

@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <atomic>
 #include <tuple>
 
 #include "common/sp24_check.h"
@@ -17,8 +18,8 @@
 namespace sparsekern {
 namespace {
 
-// A mask that both directions share must be 2:4 along either.
-void check_both_ways(MaskView mask, int64_t rows, int64_t cols) {
+// Where a mask is not 2:4 along rows and columns, which both directions share.
+void name_both_ways(MaskView mask, int64_t rows, int64_t cols) {
   auto marked = [&](int64_t at) -> unsigned {
     if (mask.kind == MaskKind::bools) return static_cast<const uint8_t*>(mask.data)[at] != 0;
     return static_cast<const uint32_t*>(mask.data)[at >> 5] >> (at & 31) & 1;
@@ -52,8 +53,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> sp24_compress_cpu(con
   if (both && mask.kind == MaskKind::none) {
     keep = nm_mask_transposable_cpu(x, 2, 4);
     mask = {MaskKind::bools, keep.const_data_ptr()};
-  } else if (both) {
-    check_both_ways(mask, rows, cols);
   }
   const at::Tensor dense = x.contiguous();
   auto run = [&](auto zero, uint64_t infinity) {
@@ -62,8 +61,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> sp24_compress_cpu(con
                            empty_packed<U>(x, both ? cols : 0, both ? rows : 0, sm80, vt, et)};
     if (x.numel() == 0) return;
     const int64_t band = both ? kSp24Band : kSp24Rows;
-    at::parallel_for(0, rows / band, std::max<int64_t>(1, (1 << 16) / (band * cols)),
-                     [&](int64_t begin, int64_t end) { SK_PICK(pack_piece<U>)(s, band * begin, band * end); });
+    std::atomic<bool> good{true};
+    at::parallel_for(0, rows / band, std::max<int64_t>(1, (1 << 16) / (band * cols)), [&](int64_t begin, int64_t end) {
+      if (!SK_PICK(pack_piece<U>)(s, band * begin, band * end)) good = false;
+    });
+    if (!good) name_both_ways(mask, rows, cols);
   };
   switch (x.scalar_type()) {
     case at::kBFloat16:

@@ -1,8 +1,8 @@
-// Packing and unpacking of 2:4 matrices, sixteen groups at a time: element j of the groups is a vector of its own, six comparisons rank
-// them, and two of four are kept by blends. Along a row the elements are taken apart by permutations; down a column they lie so already,
-// and a tile of 64 x 64 is packed both ways while it is in the cache. Bytes per 16-bit element: 3.125, both ways 4.25, a mask 1 or 1/8
-// more; bandwidth-bound. Only bits move, so the hardware does not show. Wider elements go one group at a time.
-// The lanes of each instruction set, which for_each_isa.h goes through in this order.
+// Packing and unpacking of 2:4 matrices, 32 groups at a time: element j of the groups is a vector of its own, six comparisons rank
+// them, and two of four are kept by blends. Along rows, two at a time, the elements are taken apart by permutations; down a column they
+// lie so already, and a tile of 64 x 64 is packed both ways while it is in the cache. Bytes per 16-bit element: 3.125, both ways 4.25, a mask 1 or
+// 1/8 more; bandwidth-bound. Only bits move, so the hardware does not show. Wider elements go one group at a time. The lanes of each instruction set,
+// which for_each_isa.h goes through in this order.
 #if !defined(SK_SP24_ISA)
 #define SK_SP24_ISA 0
 #include "cpu/sp24_scalar.h"
@@ -15,37 +15,32 @@
 #endif
 
 struct Picked {
-  U16 lo, hi;       // the values that stay, in ascending position
-  Lanes16 bits[4];  // of their positions, two each
+  Halves lo, hi;    // the values that stay, in ascending position
+  Lanes32 bits[4];  // of their positions, two each
 };
 
-SK_INLINE Lanes16 majority(Lanes16 a, Lanes16 b, Lanes16 c) { return any_of(both_of(a, b), both_of(any_of(a, b), c)); }
+SK_INLINE Lanes32 majority(Lanes32 a, Lanes32 b, Lanes32 c) { return any_of(both_of(a, b), both_of(any_of(a, b), c)); }
 
-// Two of the four elements of sixteen groups; `marked` null: all count.
-SK_INLINE Picked pick_pairs(const U16 (&x)[4], const Lanes16* marked, uint16_t infinity) {
-  U16 key[4], value[4];
-  for (int j = 0; j < 4; ++j) {  // a number is its magnitude + 2, NaN 1, what is not marked 0
-    const U16 size = x[j] & splat16(0x7fff);
-    key[j] = select16(greater16(size, splat16(infinity)), splat16(1), size + splat16(2));
+// Two of the four elements of 32 groups; `marked` null: all count.
+SK_INLINE Picked pick_pairs(const Halves (&x)[4], const Lanes32* marked, uint16_t infinity) {
+  const Halves largest = splat16(infinity), nan = splat16(static_cast<uint16_t>(infinity + 1)), last = splat16(0x7fff);
+  Halves lack[4], value[4];
+  for (int j = 0; j < 4; ++j) {  // what a magnitude lacks to infinity, for NaN one more than zero does; what is not marked, most
+    lack[j] = smaller(largest - (x[j] & last), nan);
     value[j] = x[j];
     if (marked) {
-      key[j] = select16(marked[j], key[j], splat16(0));
+      lack[j] = select16(marked[j], lack[j], last);
       value[j] = select16(marked[j], x[j], splat16(0));
     }
   }
-  Lanes16 beaten[4][4];  // by the one of the second index; of equals the first wins
-  for (int i = 0; i < 4; ++i)
-    for (int j = i + 1; j < 4; ++j) {
-      beaten[i][j] = greater16(key[j], key[i]);
-      beaten[j][i] = none_of(beaten[i][j]);
-    }
-  const Lanes16 first = none_of(majority(beaten[0][1], beaten[0][2], beaten[0][3]));
-  const Lanes16 second = none_of(majority(beaten[1][0], beaten[1][2], beaten[1][3]));
-  const Lanes16 third = none_of(majority(beaten[2][0], beaten[2][1], beaten[2][3]));
-  const Lanes16 fourth = none_of(majority(beaten[3][0], beaten[3][1], beaten[3][2]));
-  return {select16(first, value[0], select16(second, value[1], value[2])),
-          select16(fourth, value[3], select16(third, value[2], value[1])),
-          {both_of(none_of(first), second), none_of(any_of(first, second)), any_of(fourth, none_of(third)), any_of(fourth, third)}};
+  // Which one of a pair is beaten; of equals the first wins.
+  const Lanes32 b01 = greater16(lack[0], lack[1]), b02 = greater16(lack[0], lack[2]), b03 = greater16(lack[0], lack[3]);
+  const Lanes32 b12 = greater16(lack[1], lack[2]), b13 = greater16(lack[1], lack[3]), b23 = greater16(lack[2], lack[3]);
+  const Lanes32 not_first = majority(b01, b02, b03), second = none_of(majority(none_of(b01), b12, b13));
+  const Lanes32 not_third = majority(none_of(b02), none_of(b12), b23), fourth = majority(b03, b13, b23);  // beats two of three
+  return {select16(not_first, select16(second, value[1], value[2]), value[0]),
+          select16(fourth, value[3], select16(not_third, value[1], value[2])),
+          {both_of(not_first, second), both_of(not_first, none_of(second)), any_of(fourth, not_third), any_of(fourth, none_of(not_third))}};
 }
 
 // The mask of 64 elements from element `at` on, a multiple of 64.
@@ -89,55 +84,57 @@ SK_INLINE void load_words(uint16_t* block, int64_t stride, const uint16_t* e, bo
   }
 }
 
-// 64 columns of a row: their 32 values and four words.
-SK_INLINE void pack_along(const uint16_t* from, MaskKind kind, uint64_t mask, uint16_t infinity, uint16_t* v, uint16_t* words) {
-  U16 x[4];
-  load4(from, x);
-  Picked picked;
-  if (kind == MaskKind::none) {
-    picked = pick_pairs(x, nullptr, infinity);
-  } else {
-    Lanes16 marked[4];
-    for (int j = 0; j < 4; ++j) marked[j] = lanes_from_bits(gather_bits(mask, j));
-    picked = pick_pairs(x, marked, infinity);
-  }
-  store2(v, picked.lo, picked.hi);
-  uint64_t bits = 0;
-  for (int j = 0; j < 4; ++j) bits |= spread_bits(bits_of_lanes(picked.bits[j]), j);
-  std::memcpy(words, &bits, 8);
+// 64 columns of two rows: their 32 values and four words each.
+SK_INLINE void pack_along(const uint16_t* const (&from)[2], MaskKind kind, const uint64_t* mask, uint16_t infinity, uint16_t* const (&v)[2],
+                          uint16_t* const (&words)[2]) {
+  Halves x[4];
+  load4(from[0], from[1], x);
+  Lanes32 marked[4];
+  if (kind != MaskKind::none)
+    for (int j = 0; j < 4; ++j) marked[j] = lanes_from_bits(every_fourth(mask[0], mask[1], j));
+  const Picked picked = kind == MaskKind::none ? pick_pairs(x, nullptr, infinity) : pick_pairs(x, marked, infinity);
+  store2(v[0], v[1], picked.lo, picked.hi);
+  store_nibbles(words[0], words[1], picked.bits);
 }
 
 // A tile of 64 x 64, and 64 bits for each of its rows, down its columns: 32 values and four words of each.
 SK_INLINE void pack_across(const uint16_t (*tile)[64], const uint64_t* mask, uint16_t infinity, uint16_t (*v)[32], uint16_t (*words)[4]) {
-  alignas(64) uint16_t both[32], word[16];
-  for (int g = 0; g < 64; g += 16) {
-    U16 gathered = splat16(0);
+  alignas(64) uint16_t pairs[64], word[32];
+  for (int g = 0; g < 64; g += 32) {
+    Halves gathered = splat16(0);
     for (int band = 0; band < 16; ++band) {
-      U16 x[4];
-      Lanes16 marked[4];
+      Halves x[4];
+      Lanes32 marked[4];
       for (int j = 0; j < 4; ++j) {
-        x[j] = load(&tile[4 * band + j][g]);
-        marked[j] = lanes_from_bits(static_cast<Mask16>(mask[4 * band + j] >> g));
+        x[j] = load32(&tile[4 * band + j][g]);
+        marked[j] = lanes_from_bits(static_cast<uint32_t>(mask[4 * band + j] >> g));
       }
       const Picked picked = pick_pairs(x, marked, infinity);
-      store2(both, picked.lo, picked.hi);
-      for (int k = 0; k < 16; ++k) std::memcpy(&v[g + k][2 * band], both + 2 * k, 4);
-      for (int j = 0; j < 4; ++j)
-        gathered = gathered | select16(picked.bits[j], splat16(static_cast<uint16_t>(1 << (4 * (band & 3) + j))), splat16(0));
+      store2(pairs, pairs + 32, picked.lo, picked.hi);
+      for (int k = 0; k < 32; ++k) std::memcpy(&v[g + k][2 * band], pairs + 2 * k, 4);
+      for (int j = 0; j < 4; ++j) gathered = select16(picked.bits[j], gathered | splat16(static_cast<uint16_t>(1 << (4 * (band & 3) + j))), gathered);
       if ((band & 3) < 3) continue;
-      store(word, gathered);
-      for (int k = 0; k < 16; ++k) words[g + k][band / 4] = word[k];
+      store32(word, gathered);
+      for (int k = 0; k < 32; ++k) words[g + k][band / 4] = word[k];
       gathered = splat16(0);
     }
   }
 }
 
-// Rows [begin, end), multiples of 32; both ways: of 64.
+// Whether more than two of any four are marked, along the 64 columns of four rows or down them.
+SK_INLINE bool too_many(const uint64_t* m) {
+  const uint64_t across = (m[0] & m[1] & (m[2] | m[3])) | (m[2] & m[3] & (m[0] | m[1]));
+  uint64_t along = 0;
+  for (int i = 0; i < 4; ++i) along |= ((m[i] & m[i] >> 1) & (m[i] >> 2 | m[i] >> 3)) | ((m[i] >> 2 & m[i] >> 3) & (m[i] | m[i] >> 1));
+  return (across | (along & 0x1111111111111111u)) != 0;
+}
+
+// Rows [begin, end), multiples of 32; both ways: of 64, and false where the mask is not 2:4 in both of them.
 template <class U>
-void pack_piece(const Sp24Pack<U>& s, int64_t begin, int64_t end);
+bool pack_piece(const Sp24Pack<U>& s, int64_t begin, int64_t end);
 
 template <>
-void pack_piece<uint16_t>(const Sp24Pack<uint16_t>& s, int64_t begin, int64_t end) {
+bool pack_piece<uint16_t>(const Sp24Pack<uint16_t>& s, int64_t begin, int64_t end) {
   constexpr int64_t kColumns = 2048;  // a page of x at a time; words of 32 rows wait in the cache, as their places are far apart
   const int64_t rows = s.out.rows, cols = s.out.cols;
   const MaskKind kind = s.mask.kind;
@@ -146,16 +143,19 @@ void pack_piece<uint16_t>(const Sp24Pack<uint16_t>& s, int64_t begin, int64_t en
     for (int64_t r = begin; r < end; r += 32)
       for (int64_t c = 0; c < cols; c += kColumns) {
         const int64_t some = std::min(kColumns, cols - c);
-        for (int64_t i = 0; i < 32; ++i)
+        for (int64_t i = 0; i < 32; i += 2)
           for (int64_t k = 0; k < some; k += 64) {
-            const int64_t at = (r + i) * cols + c + k;
-            const uint64_t mask = kind == MaskKind::none ? 0 : mask_of_64(s.mask, at);
-            pack_along(s.x + at, kind, mask, s.infinity, s.out.v + at / 2, words + (i * kColumns + k) / 16);
+            const int64_t one = (r + i) * cols + c + k, two = one + cols;
+            uint64_t mask[2] = {};
+            if (kind != MaskKind::none) mask[0] = mask_of_64(s.mask, one), mask[1] = mask_of_64(s.mask, two);
+            uint16_t* const row = words + (i * kColumns + k) / 16;
+            pack_along({s.x + one, s.x + two}, kind, mask, s.infinity, {s.out.v + one / 2, s.out.v + two / 2}, {row, row + kColumns / 16});
           }
         store_words(words, kColumns / 16, s.out.e, s.out.sm80, rows, cols / 16, r, c / 16, some / 32);
       }
-    return;
+    return true;
   }
+  bool good = true;
   alignas(64) uint16_t tile[64][64], v[64][32], words[64][4];
   uint64_t mask[64];
   for (int64_t r = begin; r < end; r += 64)
@@ -164,12 +164,17 @@ void pack_piece<uint16_t>(const Sp24Pack<uint16_t>& s, int64_t begin, int64_t en
         std::memcpy(tile[i], s.x + (r + i) * cols + c, 128);
         mask[i] = mask_of_64(s.mask, (r + i) * cols + c);
       }
-      for (int i = 0; i < 64; ++i) pack_along(tile[i], kind, mask[i], s.infinity, s.out.v + ((r + i) * cols + c) / 2, words[i]);
+      for (int i = 0; i < 64; i += 4) good &= !too_many(mask + i);
+      for (int i = 0; i < 64; i += 2) {
+        uint16_t* const to = s.out.v + ((r + i) * cols + c) / 2;
+        pack_along({tile[i], tile[i + 1]}, kind, mask + i, s.infinity, {to, to + cols / 2}, {words[i], words[i + 1]});
+      }
       for (int half = 0; half < 64; half += 32) store_words(words[half], 4, s.out.e, s.out.sm80, rows, cols / 16, r + half, c / 16, 2);
       pack_across(tile, mask, s.infinity, v, words);
       for (int half = 0; half < 64; half += 32) store_words(words[half], 4, s.turned.e, s.turned.sm80, cols, rows / 16, c + half, r / 16, 2);
       for (int k = 0; k < 64; ++k) std::memcpy(s.turned.v + ((c + k) * rows + r) / 2, v[k], 64);
     }
+  return good;
 }
 
 // One group, `step` elements apart, into two values; returns the four bits.
@@ -194,7 +199,7 @@ SK_INLINE unsigned pick_pair(const U* x, int64_t step, unsigned marked, U infini
 }
 
 template <class U>
-void pack_piece(const Sp24Pack<U>& s, int64_t begin, int64_t end) {
+bool pack_piece(const Sp24Pack<U>& s, int64_t begin, int64_t end) {
   const int64_t cols = s.out.cols, rows = s.out.rows;
   auto marked = [&](int64_t at) -> unsigned {
     if (s.mask.kind == MaskKind::none) return 1;
@@ -211,7 +216,14 @@ void pack_piece(const Sp24Pack<U>& s, int64_t begin, int64_t end) {
       }
       s.out.word(r, w) = static_cast<uint16_t>(word);
     }
-  if (!s.turned.v) return;
+  if (!s.turned.v) return true;
+  bool good = true;
+  for (int64_t r = begin; r < end; r += 4)
+    for (int64_t c = 0; c < cols; c += 64) {
+      const uint64_t mask[4] = {mask_of_64(s.mask, r * cols + c), mask_of_64(s.mask, (r + 1) * cols + c), mask_of_64(s.mask, (r + 2) * cols + c),
+                                mask_of_64(s.mask, (r + 3) * cols + c)};
+      good &= !too_many(mask);
+    }
   for (int64_t r = begin; r < end; r += 16)
     for (int64_t c = 0; c < cols; ++c) {
       unsigned word = 0;
@@ -222,28 +234,29 @@ void pack_piece(const Sp24Pack<U>& s, int64_t begin, int64_t end) {
       }
       s.turned.word(c, r / 16) = static_cast<uint16_t>(word);
     }
+  return good;
 }
 
 // Rows [begin, end), multiples of 32. Where both values claim a position, the second stands.
 template <class U>
 void unpack_piece(const Sp24Packed<const U>& s, U* x, int64_t begin, int64_t end);
 
-SK_INLINE void unpack_along(const uint16_t* v, const uint16_t* words, uint16_t* x) {
-  uint64_t bits;
-  std::memcpy(&bits, words, 8);
-  U16 lo, hi, out[4];
-  load2(v, lo, hi);
-  Lanes16 bit[4], is[2][4];
-  for (int j = 0; j < 4; ++j) bit[j] = lanes_from_bits(gather_bits(bits, j));
+SK_INLINE void unpack_along(const uint16_t* const (&v)[2], const uint16_t* const (&words)[2], uint16_t* const (&x)[2]) {
+  uint64_t bits[2];
+  for (int k = 0; k < 2; ++k) std::memcpy(bits + k, words[k], 8);
+  Halves lo, hi, out[4];
+  load2(v[0], v[1], lo, hi);
+  Lanes32 bit[4], is[2][4];
+  for (int j = 0; j < 4; ++j) bit[j] = lanes_from_bits(every_fourth(bits[0], bits[1], j));
   for (int side = 0; side < 2; ++side) {
-    const Lanes16 odd = bit[2 * side], far = bit[2 * side + 1];
+    const Lanes32 odd = bit[2 * side], far = bit[2 * side + 1];
     is[side][0] = none_of(any_of(odd, far));
     is[side][1] = both_of(odd, none_of(far));
     is[side][2] = both_of(none_of(odd), far);
     is[side][3] = both_of(odd, far);
   }
   for (int j = 0; j < 4; ++j) out[j] = select16(is[1][j], hi, select16(is[0][j], lo, splat16(0)));
-  store4(x, out);
+  store4(x[0], x[1], out);
 }
 
 template <>
@@ -254,10 +267,11 @@ void unpack_piece<uint16_t>(const Sp24Packed<const uint16_t>& s, uint16_t* x, in
     for (int64_t c = 0; c < s.cols; c += kColumns) {
       const int64_t some = std::min(kColumns, s.cols - c);
       load_words(words, kColumns / 16, s.e, s.sm80, s.rows, s.cols / 16, r, c / 16, some / 32);
-      for (int64_t i = 0; i < 32; ++i)
+      for (int64_t i = 0; i < 32; i += 2)
         for (int64_t k = 0; k < some; k += 64) {
-          const int64_t at = (r + i) * s.cols + c + k;
-          unpack_along(s.v + at / 2, words + (i * kColumns + k) / 16, x + at);
+          const int64_t one = (r + i) * s.cols + c + k, two = one + s.cols;
+          const uint16_t* const row = words + (i * kColumns + k) / 16;
+          unpack_along({s.v + one / 2, s.v + two / 2}, {row, row + kColumns / 16}, {x + one, x + two});
         }
     }
 }

@@ -18,7 +18,7 @@ from sparsekern.sparsity.layers import Layer
 from sparsekern.sparsity.masks import MaskSet
 from sparsekern.sparsity.optim_state import shaped_state
 from sparsekern.sparsity.past_masks import PastMasks
-from sparsekern.sparsity.patterns import Pattern
+from sparsekern.sparsity.patterns import Pattern, refuse_settings
 from sparsekern.sparsity.scores import Sources, score
 from sparsekern.sparsity.sparsifier import Sparsifier, SparsifierConfig
 from sparsekern.sparsity.timeline import ALL, FOREVER, Moment, Phase, Timeline, View, rest
@@ -83,6 +83,9 @@ class IEE(Sparsifier):
     def find_layers(self) -> list[Layer]:
         if self.config.pattern not in FORMS:
             raise ValueError(f"pattern: expected one of {', '.join(FORMS)}, got {self.config.pattern!r}")
+        for pattern, form in FORMS.items():
+            if pattern != self.config.pattern:
+                refuse_settings(self.config, pattern, *form.own)
         self.form: Form = FORMS[self.config.pattern](self)
         return self.form.find_layers()
 

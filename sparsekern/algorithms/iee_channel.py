@@ -20,6 +20,7 @@ class ChannelForm(Form):
     a random one of uniform width. With start="magnitude" a pretrained model is first pruned step by step by the same importance, the
     targets falling exponentially from the full latency to the budget.
     """
+    own = "latency", "table", "bundle", "min_keep", "keep_first", "other_machine", "approach", "approach_every"
     until = 5 / 130
     schedule = "exponential"
     score = "taylor"

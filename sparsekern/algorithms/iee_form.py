@@ -7,7 +7,7 @@ from sparsekern import ops
 from sparsekern.sparsity.allocation import ALLOCATIONS, allocate, global_masks
 from sparsekern.sparsity.layers import Layer
 from sparsekern.sparsity.masks import MaskSet
-from sparsekern.sparsity.patterns import Pattern, Unstructured, refuse_settings, single_sparsity
+from sparsekern.sparsity.patterns import Pattern, Unstructured, single_sparsity
 from sparsekern.sparsity.scores import Sources, score
 from sparsekern.sparsity.sparsifier import Sparsifier
 
@@ -21,6 +21,7 @@ class Form:
     `self.s` is the IEE: its config, model, layers, masks (the active net is `self.s.masks[self.s.net]`), weights and `scores()`.
     A form writes no mask after `start`; it returns fresh ones.
     """
+    own: tuple[str, ...] = ()           # settings that no other form has
     until = 0.75                        # default share of the run after which cycles end
     schedule = "cosine"                 # default schedule of the update budget
     first = "random"                    # default choice of the first net
@@ -93,10 +94,10 @@ class Form:
 
 class Weights(Form):
     """Single weights: budgets per layer, or one ranking of all layers."""
+    own = "sparsity", "allocation", "first_allocation"
 
     def make_patterns(self) -> dict[str, Pattern]:
         c = self.s.config
-        refuse_settings(c, "nm", "nm")
         c.sparsity = single_sparsity(c.sparsity)
         for name, value, known in (("allocation", c.allocation, (*ALLOCATIONS, "nonuniform")),
                                    ("first_allocation", c.first_allocation, ALLOCATIONS)):
@@ -127,6 +128,7 @@ class Weights(Form):
             masks, counts, _ = global_masks(s.scores(), max(kept, len(counts)), eligible=active, largest_possible=counts)
             return masks, counts
         left = [budget if self._fixed(index) else max(1, budget - max(1, int(share * budget))) for index, budget in enumerate(self.budget)]
+        left = [min(pair) for pair in zip(left, counts)]            # set_masks() may have left fewer
         masks, _, _ = ops.topk_mask(s.scores(), left, eligible=active)
         return masks, left
 
@@ -135,7 +137,7 @@ class Weights(Form):
         masks, missing = [mask.clone() for mask in s.masks[s.net]], [a - b for a, b in zip(self.budget, s.masks.counts(s.net))]
         if not self.ranks_globally:
             ops.prune_regrow_(masks, s.weights, s.scores(), 0, missing)
-            return masks, list(self.budget)
+            return masks, [max(pair) for pair in zip(self.budget, s.masks.counts(s.net))]
         ops.prune_regrow_(masks, s.weights, s.scores(), 0, sum(missing), global_=True)
         return masks, ops.mask_stats(masks)[:, 0].tolist()
 

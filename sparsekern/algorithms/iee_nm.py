@@ -7,7 +7,7 @@ from sparsekern import ops
 from sparsekern.algorithms.iee_form import Form
 from sparsekern.sparsity.layers import Layer
 from sparsekern.sparsity.nm_groups import expand, group_values, groupable
-from sparsekern.sparsity.patterns import NM, Pattern, refuse_settings
+from sparsekern.sparsity.patterns import NM, Pattern
 from sparsekern.sparsity.scores import Sources, score
 
 
@@ -20,6 +20,7 @@ class Groups(Form):
 
     Source: Sun et al., Advancing Weight and Channel Sparsification with Enhanced Saliency, whose appendix reports 2:4 and leaves open how.
     """
+    own = ("nm",)
     first = "magnitude"
 
     def find_layers(self) -> list[Layer]:
@@ -28,10 +29,7 @@ class Groups(Form):
         if len(patterns) != 1:
             raise ValueError(f"nm: IEE trains one net, expected one pattern, got {c.nm!r}")
         self.pattern, = patterns
-        if c.sparsity != self.pattern.sparsity:                     # as in a config that was filled in before
-            refuse_settings(c, "unstructured", "sparsity")
-        refuse_settings(c, "unstructured", "allocation", "first_allocation")
-        c.nm, c.sparsity = str(self.pattern), self.pattern.sparsity
+        c.nm = str(self.pattern)
         layers, self.s.left_dense = groupable(super().find_layers(), patterns)
         return layers
 

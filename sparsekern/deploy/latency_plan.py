@@ -62,9 +62,8 @@ def make_plan(model: nn.Module, example: Tensor, step: int, points: int, backend
     for name, text in trace_layers(model, example):
         group, columns = feeds.get(name, (None, 1))
         diagonal = getattr(modules[name], "groups", 1) > 1 or (group is not None and group == makes.get(name))
-        layer = PlannedLayer(name, "", widths[name], group, columns, makes.get(name), diagonal)
-        axes = [grids.get(layer.feeds), grids.get(layer.makes)]
-        layers.append(PlannedLayer(name, f"{text}; {axes[0] or 'whole'} x {columns} to {axes[1] or 'whole'}", *list(vars(layer).values())[2:]))
+        entry = f"{text}; {grids.get(group, 'whole')} x {columns} to {grids.get(makes.get(name), 'whole')}"
+        layers.append(PlannedLayer(name, entry, widths[name], group, columns, makes.get(name), diagonal))
     return LatencyPlan(groups, grids, tuple(layers), tuple(_nets(grids, layers)))
 
 

@@ -237,6 +237,17 @@ def test_budgets_are_exact_at_every_event(allocation, first, schedule):
     assert len(s.history) == 10 and s.masks.nnz(s.net) == sum(budget)
 
 
+def test_masks_made_elsewhere_return_to_the_budget_and_counts_stay_true():
+    for step, keep in ((1, 0.02), (1, 0.9), (6, 0.02), (6, 0.9)):               # in phase H or Q, too few and too many
+        net, _, s = run()
+        train(net, s, range(step))
+        s.set_masks(s.net, {layer.name: torch.rand_like(layer.param) < keep for layer in s.layers})
+        for later in range(step, 27):
+            train(net, s, [later])
+            assert [int(m.sum()) for m in s.masks[s.net]] == s.masks.counts(s.net)
+        assert s.masks.counts(s.net) == s.form.budget
+
+
 def test_the_first_net_is_drawn_from_the_seed_and_keeps_the_models_values():
     torch.manual_seed(1)
     values = [p.clone() for p in small_convnet().parameters()]

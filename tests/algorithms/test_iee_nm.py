@@ -222,6 +222,8 @@ def test_digits_from_the_command_line(tmp_path, capsys, monkeypatch):
     ({"nm": "1:64"}, "1:64 fits no layer"), ({"sparsity": 0.8}, "sparsity: belongs to pattern='unstructured', got 0.8 with pattern='nm'"),
     ({"allocation": "uniform"}, "allocation: belongs to pattern='unstructured'"), ({"start": "best"}, "start"),
     ({"pattern": "unstructured", "nm": "1:4"}, "nm: belongs to pattern='nm', got '1:4' with pattern='unstructured'"),
+    ({"table": "table.json"}, "table: belongs to pattern='channel', got 'table.json' with pattern='nm'"),
+    ({"pattern": "channel", "nm": "1:4"}, "nm: belongs to pattern='nm', got '1:4' with pattern='channel'"),
     ({"pattern": "n:m"}, "pattern: expected"),
 ])
 def test_configurations_that_cannot_work_are_refused(fields, message):
