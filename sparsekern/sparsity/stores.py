@@ -253,7 +253,7 @@ class PatternSet:
             raise ValueError(f"unknown sub-net {name!r}; there are {', '.join(self.names) or 'none'}")
         return [layer.param.numel() for layer in self._layers]
 
-    nnz, sparsity, densities = MaskSet.nnz, MaskSet.sparsity, MaskSet.densities
+    nnz, sparsity = MaskSet.nnz, MaskSet.sparsity
     effective_sparsity, densities = MaskSet.effective_sparsity, MaskSet.densities
 
     def set(self, name: str, masks) -> None:
