@@ -218,9 +218,9 @@ def plan_channels(model: nn.Module, *, table: str | None, latency: float | str, 
     found = LatencyTable.load(table)
     device = next(model.parameters()).device
     found.check(model, device=device, machine=not other_machine)
-    shape = found.fingerprint.get("shape")
-    if not isinstance(shape, list) or not all(isinstance(size, int) for size in shape):
-        raise ValueError(f"table: {table} does not say for which images it holds (shape: {shape!r}); measure it again")
+    batch, shape = found.fingerprint.get("batch"), found.fingerprint.get("shape")
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 1 for size in [batch, *shape]):
+        raise ValueError(f"table: {table} does not say for which images it holds (batch: {batch!r}, shape: {shape!r}); measure it again")
     example = torch.zeros(1, *shape, device=device, dtype=next(model.parameters()).dtype)
     channels = ChannelMasks(model, find_channel_groups(model, example, keep_first=keep_first,
                                                            backend=found.measured.get("backend", "own")))

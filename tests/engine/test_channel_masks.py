@@ -267,10 +267,12 @@ def test_tables_of_other_models_and_machines(tmp_path):
     with pytest.raises(ValueError, match="another machine or setup: device was 'a slide rule'"):
         plan_channels(net, **options(tmp_path / "t.json"))
     assert plan_channels(net, **options(tmp_path / "t.json", other_machine=True))[2] == pytest.approx(table.full_ms / 2)
-    del table.fingerprint["shape"]
-    table.save(tmp_path / "t.json")
-    with pytest.raises(ValueError, match="does not say for which images"):
-        plan_channels(net, **options(tmp_path / "t.json", other_machine=True))
+    for key, value in (("batch", None), ("batch", "many"), ("shape", [3, -8, 8]), ("shape", None)):
+        right, table.fingerprint[key] = table.fingerprint[key], value
+        table.save(tmp_path / "t.json")
+        with pytest.raises(ValueError, match="does not say for which images"):
+            plan_channels(net, **options(tmp_path / "t.json", other_machine=True))
+        table.fingerprint[key] = right
 
 
 def test_the_pattern():
