@@ -493,6 +493,8 @@ def test_training_flops_by_the_papers_formula_and_by_the_products():
     ({"end": 8}, r"end: no cycle of 3 \+ 2 \+ 4 steps fits before step 8"), ({"h_steps": 100}, "no cycle of 100"),
     ({"sparsity": (0.8, 0.9)}, "trains one net"), ({"sparsity": 90}, "did you mean 0.9"),
     ({"sparsity": 0.999, "allocation": "uniform"}, "leaves no weight in"),
+    ({"first_allocation": "er"}, "first_allocation: 'er' has no effect without allocation='nonuniform'"),
+    ({"update_budget_end": 0.01}, "update_budget_end: 0.01 has no effect without update_schedule='exponential'"),
 ])
 def test_settings_that_cannot_work(fields, words):
     with pytest.raises(ValueError, match=words):
