@@ -196,6 +196,18 @@ def test_without_norms_the_weights_tell():
     torch.testing.assert_close(taylor.mean()["hidden"], (net.hidden.weight * net.hidden.weight.grad).sum(1).abs().detach())
 
 
+def test_norms_that_do_not_train_leave_it_to_the_weights():
+    net = Small()
+    for param in net.bn1.parameters():
+        param.requires_grad_(False)
+    taylor = TaylorSum(net, channels_of(net).groups)
+    backward(net, 0)
+    taylor.add()
+    wanted = (net.conv1.weight * net.conv1.weight.grad).flatten(1).sum(1).abs().detach()
+    torch.testing.assert_close(taylor.mean()["conv1"], wanted)
+    assert (wanted > 0).all()
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_steps_with_values_that_are_not_finite_are_left_out(bad):
     net = Small()
