@@ -105,15 +105,17 @@ def test_what_moves_in_each_phase(path):
 def test_pruned_channels_keep_their_values_and_lose_their_momentum(path):
     net, optimizer, sparsifier = make(path)
     train(net, sparsifier, range(2))
-    before = sparsifier.form.keep["conv1"]
+    before = sparsifier.form.keep
     train(net, sparsifier, [2])                                     # ends phase H
-    gone = before & ~sparsifier.form.keep["conv1"]
-    assert gone.any() and (net.conv1.weight[gone] != 0).all() and (net.bn1.weight[gone] != 0).all()
-    assert (optimizer.state[net.conv1.weight]["momentum_buffer"][gone] == 0).all()
-    assert (optimizer.state[net.bn1.weight]["momentum_buffer"][gone] == 0).all()
-    pruned = net.conv1.weight[gone].clone()
+    gone = {name: before[name] & ~mask for name, mask in sparsifier.form.keep.items()}
+    pruned = [(module, gone[group.name]) for group in sparsifier.form.channels.groups if group.norms and gone[group.name].any()
+              for module in map(net.get_submodule, (*group.producers, *group.norms))]
+    assert {type(module) for module, _ in pruned} == {nn.Conv2d, nn.BatchNorm2d}
+    for module, rows in pruned:
+        assert (module.weight[rows] != 0).all() and (optimizer.state[module.weight]["momentum_buffer"][rows] == 0).all()
+    values = [module.weight[rows].clone() for module, rows in pruned]
     train(net, sparsifier, [3, 4])                                  # phase J
-    assert torch.equal(net.conv1.weight[gone], pruned)
+    assert all(torch.equal(module.weight[rows], value) for (module, rows), value in zip(pruned, values))
 
 
 def test_growth_follows_the_importance_of_phase_q(path):
