@@ -36,7 +36,8 @@ def bench_compress(race, dtype):
                "sparsekern, packed mask": 3.25 * x.numel(), "clone": 4 * x.numel(), "copy (no new memory)": 4 * x.numel()},
          check={"sparsekern": verify}, rounds=12,
          # 0.8 of the copy's bytes per second: a copy moves 4 bytes per element, packing 3.125. Like a clone, packing makes its output.
-         targets=[("sparsekern", "<=", 3.125 / 4 / 0.8, "copy (no new memory)"), ("sparsekern", "<=", 3.125 / 4 / 0.8, "clone"), ("sparsekern", ">=", 10.0, "torch conversion, of a masked x")])
+         targets=[("sparsekern", "<=", 3.125 / 4 / 0.8, "copy (no new memory)"), ("sparsekern", "<=", 3.125 / 4 / 0.8, "clone"),
+                  ("sparsekern", ">=", 10.0, "torch conversion, of a masked x")])
 
 
 def bench_both_ways(race):

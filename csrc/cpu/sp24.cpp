@@ -37,11 +37,16 @@ void name_both_ways(MaskView mask, int64_t rows, int64_t cols) {
     }
 }
 
+// Whether what is written is so large that it should not push everything else out of the cache; lines must be whole.
+bool goes_past_cache(const at::Tensor& written) {
+  return written.nbytes() >= size_t{4} << 20 && reinterpret_cast<uintptr_t>(written.const_data_ptr()) % 64 == 0;
+}
+
 template <class U>
 Sp24Packed<U> empty_packed(const at::Tensor& x, int64_t rows, int64_t cols, bool sm80, at::Tensor& v, at::Tensor& e) {
   v = at::empty({rows, cols / 2}, x.options());
   e = at::empty({rows, cols / 16}, x.options().dtype(at::kShort));
-  return {static_cast<U*>(v.mutable_data_ptr()), static_cast<uint16_t*>(e.mutable_data_ptr()), sm80, rows, cols};
+  return {static_cast<U*>(v.mutable_data_ptr()), static_cast<uint16_t*>(e.mutable_data_ptr()), sm80, rows, cols, goes_past_cache(v)};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> sp24_compress_cpu(const at::Tensor& x, const std::optional<at::Tensor>& given, bool both,
@@ -92,7 +97,11 @@ at::Tensor sp24_decompress_cpu(const at::Tensor& v, const at::Tensor& e, at::Int
     using U = decltype(zero);
     // Read through: the words are not written.
     const Sp24Packed<const U> s = {static_cast<const U*>(values.const_data_ptr()),
-                                   const_cast<uint16_t*>(static_cast<const uint16_t*>(words.const_data_ptr())), sm80, shape[0], shape[1]};
+                                   const_cast<uint16_t*>(static_cast<const uint16_t*>(words.const_data_ptr())),
+                                   sm80,
+                                   shape[0],
+                                   shape[1],
+                                   goes_past_cache(x)};
     auto* to = static_cast<U*>(x.mutable_data_ptr());
     at::parallel_for(0, shape[0] / kSp24Rows, std::max<int64_t>(1, (1 << 16) / (kSp24Rows * shape[1])),
                      [&](int64_t begin, int64_t end) { SK_PICK(unpack_piece<U>)(s, to, kSp24Rows * begin, kSp24Rows * end); });

@@ -86,7 +86,7 @@ SK_INLINE void load_words(uint16_t* block, int64_t stride, const uint16_t* e, bo
 
 // 64 columns of two rows: their 32 values and four words each.
 SK_INLINE void pack_along(const uint16_t* const (&from)[2], MaskKind kind, const uint64_t* mask, uint16_t infinity, uint16_t* const (&v)[2],
-                          uint16_t* const (&words)[2]) {
+                          uint16_t* const (&words)[2], bool past_cache) {
   Halves x[4];
   load4(from[0], from[1], x);
   Lanes32 marked[4];
@@ -94,7 +94,7 @@ SK_INLINE void pack_along(const uint16_t* const (&from)[2], MaskKind kind, const
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) marked[j] = lanes_from_bits(every_fourth(mask[0], mask[1], j));
   const Picked picked = kind == MaskKind::none ? pick_pairs(x, nullptr, infinity) : pick_pairs(x, marked, infinity);
-  store2(v[0], v[1], picked.lo, picked.hi);
+  store2(v[0], v[1], picked.lo, picked.hi, past_cache);
   store_nibbles(words[0], words[1], picked.nibble);
 }
 
@@ -112,7 +112,7 @@ SK_INLINE void pack_across(const uint16_t (*tile)[64], const uint64_t* mask, uin
         marked[j] = lanes_from_bits(static_cast<uint32_t>(mask[4 * band + j] >> g));
       }
       const Picked picked = pick_pairs(x, marked, infinity);
-      store2(pairs, pairs + 32, picked.lo, picked.hi);
+      store2(pairs, pairs + 32, picked.lo, picked.hi, false);
       for (int k = 0; k < 32; ++k) std::memcpy(&v[g + k][2 * band], pairs + 2 * k, 4);
       gathered = next_nibble(gathered, picked.nibble);
       if ((band & 3) < 3) continue;
@@ -150,10 +150,12 @@ bool pack_piece<uint16_t>(const Sp24Pack<uint16_t>& s, int64_t begin, int64_t en
             uint64_t mask[2] = {};
             if (kind != MaskKind::none) mask[0] = mask_of_64(s.mask, one), mask[1] = mask_of_64(s.mask, two);
             uint16_t* const row = words + (i * kColumns + k) / 16;
-            pack_along({s.x + one, s.x + two}, kind, mask, s.infinity, {s.out.v + one / 2, s.out.v + two / 2}, {row, row + kColumns / 16});
+            pack_along({s.x + one, s.x + two}, kind, mask, s.infinity, {s.out.v + one / 2, s.out.v + two / 2}, {row, row + kColumns / 16},
+                       s.out.past_cache);
           }
         store_words(words, kColumns / 16, s.out.e, s.out.sm80, rows, cols / 16, r, c / 16, some / 32);
       }
+    finish_stores();
     return true;
   }
   bool good = true;
@@ -168,13 +170,14 @@ bool pack_piece<uint16_t>(const Sp24Pack<uint16_t>& s, int64_t begin, int64_t en
       for (int i = 0; i < 64; i += 4) good &= !too_many(mask + i);
       for (int i = 0; i < 64; i += 2) {
         uint16_t* const to = s.out.v + ((r + i) * cols + c) / 2;
-        pack_along({tile[i], tile[i + 1]}, kind, mask + i, s.infinity, {to, to + cols / 2}, {words[i], words[i + 1]});
+        pack_along({tile[i], tile[i + 1]}, kind, mask + i, s.infinity, {to, to + cols / 2}, {words[i], words[i + 1]}, s.out.past_cache);
       }
       for (int half = 0; half < 64; half += 32) store_words(words[half], 4, s.out.e, s.out.sm80, rows, cols / 16, r + half, c / 16, 2);
       pack_across(tile, mask, s.infinity, v, words);
       for (int half = 0; half < 64; half += 32) store_words(words[half], 4, s.turned.e, s.turned.sm80, cols, rows / 16, c + half, r / 16, 2);
       for (int k = 0; k < 64; ++k) std::memcpy(s.turned.v + ((c + k) * rows + r) / 2, v[k], 64);
     }
+  finish_stores();
   return good;
 }
 
@@ -244,7 +247,7 @@ bool pack_piece(const Sp24Pack<U>& s, int64_t begin, int64_t end) {
 template <class U>
 void unpack_piece(const Sp24Packed<const U>& s, U* x, int64_t begin, int64_t end);
 
-SK_INLINE void unpack_along(const uint16_t* const (&v)[2], const uint16_t* const (&words)[2], uint16_t* const (&x)[2]) {
+SK_INLINE void unpack_along(const uint16_t* const (&v)[2], const uint16_t* const (&words)[2], uint16_t* const (&x)[2], bool past_cache) {
   uint64_t bits[2];
 #pragma GCC unroll 4
   for (int k = 0; k < 2; ++k) std::memcpy(bits + k, words[k], 8);
@@ -263,7 +266,7 @@ SK_INLINE void unpack_along(const uint16_t* const (&v)[2], const uint16_t* const
   }
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) out[j] = select16(is[1][j], hi, select16(is[0][j], lo, splat16(0)));
-  store4(x[0], x[1], out);
+  store4(x[0], x[1], out, past_cache);
 }
 
 template <>
@@ -278,9 +281,10 @@ void unpack_piece<uint16_t>(const Sp24Packed<const uint16_t>& s, uint16_t* x, in
         for (int64_t k = 0; k < some; k += 64) {
           const int64_t one = (r + i) * s.cols + c + k, two = one + s.cols;
           const uint16_t* const row = words + (i * kColumns + k) / 16;
-          unpack_along({s.v + one / 2, s.v + two / 2}, {row, row + kColumns / 16}, {x + one, x + two});
+          unpack_along({s.v + one / 2, s.v + two / 2}, {row, row + kColumns / 16}, {x + one, x + two}, s.past_cache);
         }
     }
+  finish_stores();
 }
 
 template <class U>

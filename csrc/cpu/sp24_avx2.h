@@ -16,6 +16,11 @@ SK_INLINE Lanes32 lanes_from_bits(uint32_t m) { return {lanes_from_16_bits(m), l
 SK_INLINE Halves splat16(uint16_t x) { return {_mm256_set1_epi16(static_cast<int16_t>(x)), _mm256_set1_epi16(static_cast<int16_t>(x))}; }
 SK_INLINE __m256i load_wide(const uint16_t* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }
 SK_INLINE void store_wide(uint16_t* at, __m256i x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), x); }
+SK_INLINE void put(uint16_t* at, __m256i x, bool past_cache) {
+  if (past_cache) _mm256_stream_si256(reinterpret_cast<__m256i*>(at), x);
+  else store_wide(at, x);
+}
+SK_INLINE void finish_stores() { _mm_sfence(); }
 SK_INLINE Halves load32(const uint16_t* at) { return {load_wide(at), load_wide(at + 16)}; }
 SK_INLINE void store32(uint16_t* at, Halves a) {
   store_wide(at, a.lo);
@@ -54,10 +59,10 @@ SK_INLINE void load_groups(const uint16_t* at, __m256i (&r)[4]) {
   for (int k = 0; k < 4; ++k) r[k] = pairs_of_groups(load_wide(at + 16 * k));
   transpose_quarters(r);
 }
-SK_INLINE void store_groups(uint16_t* at, __m256i (&r)[4]) {
+SK_INLINE void store_groups(uint16_t* at, __m256i (&r)[4], bool past_cache) {
   transpose_quarters(r);
 #pragma GCC unroll 4
-  for (int k = 0; k < 4; ++k) store_wide(at + 16 * k, groups_of_pairs(r[k]));
+  for (int k = 0; k < 4; ++k) put(at + 16 * k, groups_of_pairs(r[k]), past_cache);
 }
 SK_INLINE void load4(const uint16_t* one, const uint16_t* two, Halves (&a)[4]) {
   __m256i r[4], s[4];
@@ -66,10 +71,10 @@ SK_INLINE void load4(const uint16_t* one, const uint16_t* two, Halves (&a)[4]) {
 #pragma GCC unroll 4
   for (int k = 0; k < 4; ++k) a[k] = {r[k], s[k]};
 }
-SK_INLINE void store4(uint16_t* one, uint16_t* two, const Halves (&a)[4]) {
+SK_INLINE void store4(uint16_t* one, uint16_t* two, const Halves (&a)[4], bool past_cache) {
   __m256i r[4] = {a[0].lo, a[1].lo, a[2].lo, a[3].lo}, s[4] = {a[0].hi, a[1].hi, a[2].hi, a[3].hi};
-  store_groups(one, r);
-  store_groups(two, s);
+  store_groups(one, r, past_cache);
+  store_groups(two, s, past_cache);
 }
 SK_INLINE void load_pairs(const uint16_t* at, __m256i& a, __m256i& b) {
   const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
@@ -78,18 +83,18 @@ SK_INLINE void load_pairs(const uint16_t* at, __m256i& a, __m256i& b) {
   a = _mm256_permute2x128_si256(x, y, 0x20);
   b = _mm256_permute2x128_si256(x, y, 0x31);
 }
-SK_INLINE void store_pairs(uint16_t* at, __m256i a, __m256i b) {
+SK_INLINE void store_pairs(uint16_t* at, __m256i a, __m256i b, bool past_cache) {
   const __m256i x = _mm256_unpacklo_epi16(a, b), y = _mm256_unpackhi_epi16(a, b);
-  store_wide(at, _mm256_permute2x128_si256(x, y, 0x20));
-  store_wide(at + 16, _mm256_permute2x128_si256(x, y, 0x31));
+  put(at, _mm256_permute2x128_si256(x, y, 0x20), past_cache);
+  put(at + 16, _mm256_permute2x128_si256(x, y, 0x31), past_cache);
 }
 SK_INLINE void load2(const uint16_t* one, const uint16_t* two, Halves& a, Halves& b) {
   load_pairs(one, a.lo, b.lo);
   load_pairs(two, a.hi, b.hi);
 }
-SK_INLINE void store2(uint16_t* one, uint16_t* two, Halves a, Halves b) {
-  store_pairs(one, a.lo, b.lo);
-  store_pairs(two, a.hi, b.hi);
+SK_INLINE void store2(uint16_t* one, uint16_t* two, Halves a, Halves b, bool past_cache) {
+  store_pairs(one, a.lo, b.lo, past_cache);
+  store_pairs(two, a.hi, b.hi, past_cache);
 }
 
 SK_INLINE void store_nibble_row(uint16_t* at, __m256i nibble) {

@@ -46,6 +46,12 @@ SK_INLINE __m512i order32(const Order32& o) { return _mm512_load_si512(o.at); }
 SK_INLINE __m512i lower_halves(__m512i a, __m512i b) { return _mm512_shuffle_i64x2(a, b, 0x44); }
 SK_INLINE __m512i upper_halves(__m512i a, __m512i b) { return _mm512_shuffle_i64x2(a, b, 0xee); }
 
+// A whole aligned line can go past the cache, which then need not read it first.
+SK_INLINE void put(uint16_t* at, __m512i x, bool past_cache) {
+  if (past_cache) _mm512_stream_si512(reinterpret_cast<__m512i*>(at), x);
+  else _mm512_storeu_si512(at, x);
+}
+SK_INLINE void finish_stores() { _mm_sfence(); }
 // 64 elements of two rows: element j of their groups is a[j].
 SK_INLINE void load4(const uint16_t* one, const uint16_t* two, Halves (&a)[4]) {
   const __m512i p = _mm512_loadu_si512(one), q = _mm512_loadu_si512(one + 32), r = _mm512_loadu_si512(two), s = _mm512_loadu_si512(two + 32);
@@ -56,14 +62,14 @@ SK_INLINE void load4(const uint16_t* one, const uint16_t* two, Halves (&a)[4]) {
     a[2 * k + 1].v = upper_halves(x, y);
   }
 }
-SK_INLINE void store4(uint16_t* one, uint16_t* two, const Halves (&a)[4]) {
+SK_INLINE void store4(uint16_t* one, uint16_t* two, const Halves (&a)[4], bool past_cache) {
   const __m512i order[2] = {order32(kTogether4[0]), order32(kTogether4[1])};
   const __m512i p = lower_halves(a[0].v, a[1].v), q = lower_halves(a[2].v, a[3].v);
   const __m512i r = upper_halves(a[0].v, a[1].v), s = upper_halves(a[2].v, a[3].v);
 #pragma GCC unroll 4
   for (int k = 0; k < 2; ++k) {
-    _mm512_storeu_si512(one + 32 * k, _mm512_permutex2var_epi16(p, order[k], q));
-    _mm512_storeu_si512(two + 32 * k, _mm512_permutex2var_epi16(r, order[k], s));
+    put(one + 32 * k, _mm512_permutex2var_epi16(p, order[k], q), past_cache);
+    put(two + 32 * k, _mm512_permutex2var_epi16(r, order[k], s), past_cache);
   }
 }
 // 32 values of two rows: the firsts of their pairs and the seconds.
@@ -73,9 +79,9 @@ SK_INLINE void load2(const uint16_t* one, const uint16_t* two, Halves& a, Halves
   a.v = lower_halves(x, y);
   b.v = upper_halves(x, y);
 }
-SK_INLINE void store2(uint16_t* one, uint16_t* two, Halves a, Halves b) {
-  _mm512_storeu_si512(one, _mm512_permutex2var_epi16(a.v, order32(kInTurn[0]), b.v));
-  _mm512_storeu_si512(two, _mm512_permutex2var_epi16(a.v, order32(kInTurn[1]), b.v));
+SK_INLINE void store2(uint16_t* one, uint16_t* two, Halves a, Halves b, bool past_cache) {
+  put(one, _mm512_permutex2var_epi16(a.v, order32(kInTurn[0]), b.v), past_cache);
+  put(two, _mm512_permutex2var_epi16(a.v, order32(kInTurn[1]), b.v), past_cache);
 }
 
 // The nibbles of sixteen groups as four words, for two rows.

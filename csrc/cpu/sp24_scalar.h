@@ -50,13 +50,14 @@ SK_INLINE Halves select16(Lanes32 m, Halves inside, Halves outside) {
 SK_INLINE void load4(const uint16_t* one, const uint16_t* two, Halves (&a)[4]) {
   for (int k = 0; k < 64; ++k) a[k % 4].v[k / 4] = one[k], a[k % 4].v[16 + k / 4] = two[k];
 }
-SK_INLINE void store4(uint16_t* one, uint16_t* two, const Halves (&a)[4]) {
+SK_INLINE void finish_stores() {}
+SK_INLINE void store4(uint16_t* one, uint16_t* two, const Halves (&a)[4], bool) {
   for (int k = 0; k < 64; ++k) one[k] = a[k % 4].v[k / 4], two[k] = a[k % 4].v[16 + k / 4];
 }
 SK_INLINE void load2(const uint16_t* one, const uint16_t* two, Halves& a, Halves& b) {
   for (int k = 0; k < 16; ++k) a.v[k] = one[2 * k], b.v[k] = one[2 * k + 1], a.v[16 + k] = two[2 * k], b.v[16 + k] = two[2 * k + 1];
 }
-SK_INLINE void store2(uint16_t* one, uint16_t* two, Halves a, Halves b) {
+SK_INLINE void store2(uint16_t* one, uint16_t* two, Halves a, Halves b, bool) {
   for (int k = 0; k < 16; ++k) one[2 * k] = a.v[k], one[2 * k + 1] = b.v[k], two[2 * k] = a.v[16 + k], two[2 * k + 1] = b.v[16 + k];
 }
 

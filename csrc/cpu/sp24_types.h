@@ -13,6 +13,7 @@ struct Sp24Packed {
   uint16_t* e;
   bool sm80;
   int64_t rows, cols;  // of the matrix; both divide by 32, and cols by 64
+  bool past_cache;     // the result is too large to stay there; v and the matrix begin at whole cache lines
 
   uint16_t& word(int64_t r, int64_t w) const { return e[sp24_word(sm80, rows, cols / 16, r, w)]; }
 };
