@@ -11,7 +11,7 @@ PRODUCTS = [(4096, 4096, n) for n in (512, 32, 128, 1024, 4096)] + [(1024, 4096,
 SAMPLED = [(4096, 4096, n) for n in (512, 128, 2048)]
 LAYERS = [(4096, 4096, 256), (4096, 1024, 2048)]                            # out, in, batch
 FP32, BF16 = torch.float32, torch.bfloat16
-NAMES = {FP32: "fp32", BF16: "bf16"}
+NAMES = {FP32: "fp32", BF16: "bf16", torch.float16: "fp16"}
 BYTES_OF_INDEX = 4
 ALGORITHMS = {"csr_spmm": ("scalar", "staged", "densify"), "csr_sddmm": ("gather", "dense")}
 ALLOWED = "sparsekern, tf32 allowed"                                        # what ours may do where its dense way is the best one
@@ -52,8 +52,8 @@ def peers(work, want, dtype: torch.dtype, flops: float) -> dict:
     """The dense product in the peer's best settings."""
     def check(got):
         agrees(got.reshape(want.shape), want, peer=True)
-    if dtype == BF16:
-        return {"dense bf16": Contender(work, check, flops=flops)}
+    if dtype != FP32:
+        return {f"dense {NAMES[dtype]}": Contender(work, check, flops=flops)}
     return {"dense tf32": Contender(tf32(work), check, flops=2 * flops), "dense fp32": Contender(tf32(work, False), check)}
 
 

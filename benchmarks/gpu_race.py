@@ -31,7 +31,7 @@ from sparsekern import ops
 from sparsekern.ops._register import live_implementation
 from sparsekern.testing import tolerance
 
-FAMILIES = ("masks", "masked_sgd", "project_conflict", "select", "growth", "channels", "sp24", "csr")      # the longest last: it takes what is left
+FAMILIES = ("masks", "masked_sgd", "project_conflict", "select", "growth", "channels", "nm", "sp24", "csr")  # the longest last: it takes what is left
 TRAINING = "training_step"                  # a family by itself, for the stage train of scripts/gpu.py
 ABSENT, LEFT_OUT, FAILED = "not run on a GPU yet", "left out (time)", "could not be built"
 

@@ -1,4 +1,5 @@
 """nm_pack and nm_spmm: what is kept comes back bit for bit, sums over stored elements only, the same bits everywhere."""
+import importlib
 import itertools
 import math
 
@@ -10,9 +11,11 @@ from hypothesis import strategies as st
 from sparsekern import ops
 from sparsekern._native import native
 from sparsekern.ops import nm_mask, nm_pack, nm_spmm
+from sparsekern.ops._remember import Remembered
 from sparsekern.ops.nm_spmm import nm_columns
 from sparsekern.testing import assert_close, each_implementation, threads
 
+SPMM = [name for name in each_implementation("nm_spmm") if name != "triton"]           # Triton's agreement: test_nm_spmm_triton.py
 TYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 # (rows, cols, n, m, v, N): vectors, what does not fill a panel or a tile, all groups sizes, nothing at all.
 CASES = [(37, 52, 1, 4, 1, 70), (1, 4, 2, 4, 1, 1), (16, 64, 2, 8, 1, 16), (130, 48, 1, 16, 1, 33), (32, 70, 3, 7, 4, 48), (40, 64, 1, 64, 5, 20),
@@ -57,7 +60,7 @@ def test_worked_example_pack(name):
     assert index.tolist() == [[1, 3, 0, 1]] and values.tolist() == [[5, 7, 0, 0], [0, 0, 3, 4]]
 
 
-@pytest.mark.parametrize("name", each_implementation("nm_spmm"))
+@pytest.mark.parametrize("name", SPMM)
 def test_worked_example_product(name):
     b = torch.arange(8.0)[:, None] * torch.tensor([1.0, 10.0])
     assert call("nm_spmm", name, VALUES, INDEX, b, 2, 4, 8).tolist() == [[40, 400], [32, 320]]
@@ -66,7 +69,7 @@ def test_worked_example_product(name):
     assert call("nm_spmm", name, VALUES, INDEX[:1], b, 2, 4, 8, v=2)[:, 0].tolist() == [40, 40]
 
 
-@pytest.mark.parametrize("name", each_implementation("nm_spmm"))
+@pytest.mark.parametrize("name", SPMM)
 def test_worked_example_only_stored_elements_carry_nan_and_inf(name):
     b = torch.ones(8, 1)
     b[2], b[6] = math.nan, math.inf
@@ -132,19 +135,19 @@ def test_cpu_agrees(isa, dtype):
     check("cpu", dtype)
 
 
-@pytest.mark.parametrize("name", [name for name in each_implementation("nm_spmm") if name != "cpu"])
+@pytest.mark.parametrize("name", [name for name in SPMM if name != "cpu"])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_agrees(name, dtype):
     check(name, dtype)
 
 
-@pytest.mark.parametrize("name", each_implementation("nm_spmm"))
+@pytest.mark.parametrize("name", SPMM)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_float32_values_beside_half_operands(name, dtype):
     check(name, dtype, torch.float32, CASES[:5])
 
 
-@pytest.mark.parametrize("name", each_implementation("nm_spmm"))
+@pytest.mark.parametrize("name", SPMM)
 def test_strided_operands(name):
     x = make(45, 64, 2, 8)
     values, index = nm_pack(x, 2, 8)
@@ -236,6 +239,58 @@ def test_gradients_have_the_types_of_their_inputs():
         assert not nm_spmm(leaves[0], index, leaves[1], 2, 4, 12).requires_grad
 
 
+def test_the_pattern_of_the_gradients_is_made_once_and_again_after_an_edit(monkeypatch):
+    module, made = importlib.import_module("sparsekern.ops.nm_spmm"), []
+    plain = module.transposed
+    monkeypatch.setattr(module, "transposed", lambda *given: made.append(1) or plain(*given))
+    x = make(20, 48, 2, 8)
+    values, index = nm_pack(x, 2, 8)
+    b, incoming = torch.randn(48, 33, requires_grad=True), torch.randn(20, 33)
+
+    def check(values, index, v=1):
+        d_b, = torch.autograd.grad(nm_spmm(values, index, b, 2, 8, 48, v=v), b, incoming)
+        assert_close(d_b, unpack(values, index, 2, 8, 48, v).t().double() @ incoming.double(), reduction=20)
+        return len(made)
+
+    assert [check(values, index), check(values * 2, index)] == [1, 1]
+    index[0, :2] = torch.tensor([6, 7], dtype=torch.uint8)
+    assert [check(values, index), check(values, index)] == [2, 2]
+    index.data = index.flip(0)
+    assert check(values, index) == 3
+    assert check(values, index.clone()) == 4
+    shared = index[:10].clone()
+    assert check(values, shared, 2) == 5
+
+
+def test_the_gradient_of_values_follows_an_edit_of_index():
+    values, index = nm_pack(make(20, 48, 2, 8), 2, 8)
+    b, incoming = torch.randn(48, 33), torch.randn(20, 33)
+    for _ in range(2):
+        leaf = values.clone().requires_grad_()
+        d_values, = torch.autograd.grad(nm_spmm(leaf, index, b, 2, 8, 48), leaf, incoming)
+        assert_close(d_values, (incoming.double() @ b.double().t()).gather(1, nm_columns(index, 2, 8).long()), reduction=33)
+        index[:, ::2] = 0
+        index[:, 1::2] = 7
+
+
+def test_what_is_remembered_is_bounded_and_dies_with_its_tensor():
+    known, made = Remembered(slots=2), []
+
+    def get(tensor, facts=()):
+        return known.get(tensor, facts, lambda: made.append(1) or len(made))
+
+    first, second, third = torch.zeros(3), torch.zeros(3), torch.zeros(3)
+    assert [get(first), get(first), get(first, ("more",)), get(first)] == [1, 1, 2, 1]
+    assert [get(second), get(third), get(first)] == [3, 4, 5]           # the two newest stay
+    del third
+    assert [get(second), len(known._known)] == [6, 2]
+    first.add_(1)
+    assert [get(first), get(first), len(known._known)] == [7, 7, 2]
+    with torch.inference_mode():
+        unversioned = torch.zeros(3)
+    assert [get(unversioned), get(unversioned)] == [8, 9]
+
+
 # ---- citizenship ----
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")      # opcheck looks at its own copies
@@ -314,14 +369,14 @@ def test_the_first_group_at_fault_is_named(name):
     ({"v": 0}, ValueError, "v: expected at least 1 row that shares its columns, got 0"),
     ({"v": 3}, ValueError, r"values: expected rows divisible by v = 3, got shape \[2, 4\]"),
 ])
-@pytest.mark.parametrize("name", each_implementation("nm_spmm"))
+@pytest.mark.parametrize("name", SPMM)
 def test_misuse_of_the_product(name, changed, error, words):
     given = {"values": VALUES, "index": INDEX, "b": torch.ones(8, 2), "n": 2, "m": 4, "cols": 8} | changed
     with pytest.raises(error, match=f"nm_spmm: {words}"):
         call("nm_spmm", name, *[given.pop(key) for key in ("values", "index", "b", "n", "m", "cols")], **given)
 
 
-@pytest.mark.parametrize("name", each_implementation("nm_spmm"))
+@pytest.mark.parametrize("name", SPMM)
 def test_a_bad_position_is_found_wherever_it_stands(name):
     for count in (1, 7, 8, 9, 33):
         for place in range(count):

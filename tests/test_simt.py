@@ -45,6 +45,6 @@ def test_kernels(program, name, seed):
     assert run(program(name), seed).startswith("ok: ")
 
 
-@pytest.mark.parametrize("name", ["launch_plan_check.cpp", "csr_cost_check.cpp", "sddmm_cost_check.cpp"])
+@pytest.mark.parametrize("name", ["launch_plan_check.cpp", "csr_cost_check.cpp", "sddmm_cost_check.cpp", "nm_cost_check.cpp"])
 def test_plans(program, name):
     assert run(program(name)).endswith("ok\n")

@@ -30,6 +30,12 @@ inline int64_t check_nm(const char* op, const at::Tensor& x, int64_t n, int64_t 
   return dim < 0 ? dim + dims : dim;
 }
 
+// What nm_apply_ writes in place.
+inline void check_nm_dense(const char* op, const at::Tensor& x) {
+  TORCH_CHECK_VALUE(x.is_non_overlapping_and_dense(), op, ": x: expected a dense tensor (it is written in place), got sizes ", x.sizes(),
+                    " with strides ", x.strides(), "; pass a contiguous tensor");
+}
+
 inline void check_transposable(const at::Tensor& x, int64_t n, int64_t m) {
   constexpr const char* kOp = "nm_mask_transposable";
   check_float(kOp, "x", x.scalar_type());

@@ -67,8 +67,7 @@ at::Tensor nm_mask_cpu(const at::Tensor& x, int64_t n, int64_t m, int64_t dim, b
 
 void nm_apply_cpu(const at::Tensor& x, int64_t n, int64_t m, int64_t dim) {
   const int64_t along = check_nm("nm_apply_", x, n, m, dim);
-  TORCH_CHECK_VALUE(x.is_non_overlapping_and_dense(), "nm_apply_: x: expected a dense tensor (it is written in place), got sizes ", x.sizes(),
-                    " with strides ", x.strides(), "; pass a contiguous tensor");
+  check_nm_dense("nm_apply_", x);
   for_float("nm_apply_", "x", x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     auto* data = static_cast<T*>(x.mutable_data_ptr());

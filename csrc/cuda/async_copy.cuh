@@ -20,4 +20,17 @@ __device__ __forceinline__ void wait_copies() {
 #endif
 }
 
+// Closes a group of copies (it may be empty); and waits for all but the `later` newest groups of this thread.
+__device__ __forceinline__ void commit_copies() {
+#ifdef __CUDACC__
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+template <int later>
+__device__ __forceinline__ void wait_copies_but() {
+#ifdef __CUDACC__
+  asm volatile("cp.async.wait_group %0;" ::"n"(later) : "memory");
+#endif
+}
+
 }  // namespace sparsekern::cuda

@@ -13,6 +13,7 @@ struct SpmmShape {
   int size, val_size;           // bytes of an element of b, of a value
   bool half, tf32;              // b has a 16-bit type; fp32 matrix products may use TF32
   bool column_major, permuted;  // b's layout; values by a permutation
+  int place_size = 4;           // bytes of an entry's column
 };
 
 // Per second on an H200. The rates are those of the hardware; what kernels reach of them is a guess until measured.
@@ -38,9 +39,9 @@ inline double permuted_seconds(const SpmmShape& s, const SpmmRates& r, double sc
 inline double scalar_seconds(const SpmmShape& s, const SpmmRates& r, const DeviceProps& props) {
   const double scale = scale_of(r, props), dense_bytes = static_cast<double>(s.cols + s.rows) * s.n * s.size;
   const double row = std::max<double>(32, static_cast<double>(s.n) * s.size);  // of b, as gathered
-  const double gather = s.nnz * (row + 4 + s.val_size) / (r.l2 * r.scalar_share * scale);
+  const double gather = s.nnz * (row + s.place_size + s.val_size) / (r.l2 * r.scalar_share * scale);
   const double flops = 2.0 * s.nnz * s.n / (r.fma * r.scalar_share * scale);
-  const double memory = (dense_bytes + s.nnz * (4.0 + s.val_size)) / (r.memory * scale);
+  const double memory = (dense_bytes + s.nnz * static_cast<double>(s.place_size + s.val_size)) / (r.memory * scale);
   const double chain = s.rows > 0 ? static_cast<double>(s.nnz) / s.rows / 8 * r.chain : 0;
   const double turn = s.column_major ? r.launch + 2.0 * s.cols * s.n * s.size / (r.l2 * r.tile_share * scale) : 0;
   return r.launch + permuted_seconds(s, r, scale) + turn + std::max({gather, flops, memory, chain});
@@ -58,14 +59,16 @@ inline double staged_seconds(const SpmmShape& s, const SpmmRates& r, const Devic
   const double tile = static_cast<double>(s.cols) * kPanelBytes / (r.l2 * sm * r.tile_share);
   const double pattern = entries * (4 + s.val_size) / (r.l2 * sm * r.tile_share);
   const double first = tile / p.tiles;  // nothing to do until it is there
-  const double memory = (static_cast<double>(s.cols + s.rows) * s.n * s.size + s.nnz * (4.0 + s.val_size)) / (r.memory * scale_of(r, props));
+  const double memory = (static_cast<double>(s.cols + s.rows) * s.n * s.size + s.nnz * static_cast<double>(s.place_size + s.val_size)) /
+                        (r.memory * scale_of(r, props));
   return r.launch + permuted_seconds(s, r, scale_of(r, props)) + std::max(waves * (first + std::max(gather, tile - first + pattern)), memory);
 }
 
 // With the dense weight to be made, b to be checked and the guarded launch, which returns at once.
 inline double densify_seconds(const SpmmShape& s, const SpmmRates& r, const DeviceProps& props) {
   const double scale = scale_of(r, props), weight = static_cast<double>(s.rows) * s.cols * s.size;
-  const double fill = (weight + static_cast<double>(s.cols) * s.n * s.size + s.nnz * (4.0 + s.val_size)) / (r.memory * r.fill_share * scale);
+  const double fill = (weight + static_cast<double>(s.cols) * s.n * s.size + s.nnz * static_cast<double>(s.place_size + s.val_size)) /
+                      (r.memory * r.fill_share * scale);
   const double rate = s.half ? r.dense_half : s.tf32 ? r.dense_tf32 : r.dense_f32;
   const double flops = 2.0 * s.rows * s.cols * s.n / (rate * scale);
   const double memory = (weight + static_cast<double>(s.cols + s.rows) * s.n * s.size) / (r.memory * scale);

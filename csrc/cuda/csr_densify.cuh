@@ -42,9 +42,8 @@ __device__ __forceinline__ bool meets_not_finite(const SpmmArgs& a, int block, i
 }
 
 // dense[rows, width], width >= cols and a multiple of 16 bytes; flags[checks].
-template <class T, class V>
-__global__ void __launch_bounds__(kThreads)
-    csr_densify_kernel(const __grid_constant__ SpmmArgs a, T* dense, int64_t width, int32_t* flags, int checks) {
+template <class T, class V, class A>
+__device__ __forceinline__ void make_dense(const A& a, T* dense, int64_t width, int32_t* flags, int checks) {
   constexpr int N = 16 / sizeof(T), kSegment = kSegmentBytes / sizeof(T);
   __shared__ Group<T, N> line[kSegment / N];
   const int self = static_cast<int>(threadIdx.x), block = static_cast<int>(blockIdx.x);
@@ -56,19 +55,30 @@ __global__ void __launch_bounds__(kThreads)
   const auto* val = static_cast<const V*>(a.val);
   for (int64_t row = block - checks; row < a.rows; row += gridDim.x - checks) {
     const RowRange range = row_range(a, row);
+    const auto columns = columns_of(a, row);
     for (int64_t k0 = 0; k0 < width; k0 += kSegment) {
       const int groups = static_cast<int>((width - k0 < kSegment ? width - k0 : kSegment) / N);
       // A thread clears the groups that it writes out, so only the scatter stands between barriers.
       for (int i = self; i < groups; i += kThreads) *reinterpret_cast<uint4*>(&line[i]) = uint4{0, 0, 0, 0};
       __syncthreads();
       for (int64_t e = range.begin + self; e < range.end; e += kThreads) {
-        const int64_t k = a.col[e] - k0;
+        const int64_t k = columns(e) - k0;
         if (k >= 0 && k < kSegment) reinterpret_cast<T*>(line)[k] = narrowed<T>(widened(val[a.perm ? a.perm[e] : e]));
       }
       __syncthreads();
       for (int i = self; i < groups; i += kThreads) store_group(dense + row * width + k0 + static_cast<int64_t>(i) * N, line[i], true);
     }
   }
+}
+
+template <class T, class V>
+__global__ void __launch_bounds__(kThreads)
+    csr_densify_kernel(const __grid_constant__ SpmmArgs a, T* dense, int64_t width, int32_t* flags, int checks) {
+  make_dense<T, V>(a, dense, width, flags, checks);
+}
+template <class T, class V>
+auto densify_kernel(const SpmmArgs&) {
+  return &csr_densify_kernel<T, V>;
 }
 
 }  // namespace sparsekern::cuda

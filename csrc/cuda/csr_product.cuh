@@ -57,6 +57,13 @@ __device__ __forceinline__ RowRange row_range(const SpmmArgs& a, int64_t row) {
   return {crow[row], crow[row + 1]};
 }
 
+// The column of a row's entry e; the N:M product has its own of both.
+struct CsrColumns {
+  const int32_t* col;
+  __device__ __forceinline__ int32_t operator()(int64_t e) const { return col[e]; }
+};
+__device__ __forceinline__ CsrColumns columns_of(const SpmmArgs& a, int64_t) { return {a.col}; }
+
 // Whether there is something to do; by whole blocks.
 __device__ __forceinline__ bool guard_open(const SpmmArgs& a) {
   if (a.guard == nullptr) return true;

@@ -26,22 +26,22 @@ template <int U, class S>
 struct Entries {
   int32_t col[U];
   S weight[U];
-  template <class V, bool may_permute>
-  __device__ __forceinline__ void load(const SpmmArgs& a, int64_t e, int64_t end) {
+  template <class V, bool may_permute, class Columns>
+  __device__ __forceinline__ void load(const SpmmArgs& a, const Columns& columns, int64_t e, int64_t end) {
 #pragma unroll
     for (int u = 0; u < U; ++u) {
       const bool there = e + u < end;
       const int64_t from = may_permute && there && a.perm ? a.perm[e + u] : e + u;
-      col[u] = there ? a.col[e + u] : -1;
+      col[u] = there ? columns(e + u) : -1;
       weight[u] = there ? S(widened(static_cast<const V*>(a.val)[from])) : no_weight<S>();
     }
   }
 };
 
 // T: b and out. V: values. N: columns per lane; more than one where b is row-major and every row starts at a multiple of 16
-// bytes, and there is no permutation.
-template <int N, class T, class V>
-__global__ void __launch_bounds__(kThreads, 2) spmm_scalar_kernel(const __grid_constant__ SpmmArgs a, int lane_bits, bool store_aligned) {
+// bytes, and there is no permutation. A: SpmmArgs, or what is made of it for another form of the matrix.
+template <int N, class T, class V, class A>
+__device__ __forceinline__ void scalar_product(const A& a, int lane_bits, bool store_aligned) {
   constexpr int kInFlight = 8;
   using S = Sum<T>;
   if (!guard_open(a)) return;
@@ -54,10 +54,11 @@ __global__ void __launch_bounds__(kThreads, 2) spmm_scalar_kernel(const __grid_c
       if (place >= a.rows || j >= a.n) continue;
       const int64_t row = a.row_order ? a.row_order[place] : place;
       const RowRange range = row_range(a, row);
+      const auto columns = columns_of(a, row);
       const T* b = static_cast<const T*>(a.b) + (N == 1 ? j * a.b_col : j);
       S sum[N] = {};
       Entries<kInFlight, S> now, next;
-      next.template load<V, N == 1>(a, range.begin, range.end);
+      next.template load<V, N == 1>(a, columns, range.begin, range.end);
       for (int64_t e = range.begin; e < range.end; e += kInFlight) {
         now = next;
         Group<T, N> x[kInFlight];
@@ -66,7 +67,7 @@ __global__ void __launch_bounds__(kThreads, 2) spmm_scalar_kernel(const __grid_c
           x[u] = {};
           if (now.col[u] >= 0) x[u] = load_group<T, N>(b + now.col[u] * a.b_row, N > 1);
         }
-        next.template load<V, N == 1>(a, e + kInFlight, range.end);
+        next.template load<V, N == 1>(a, columns, e + kInFlight, range.end);
 #pragma unroll
         for (int u = 0; u < kInFlight; ++u) {
           S wide[N];
@@ -77,6 +78,15 @@ __global__ void __launch_bounds__(kThreads, 2) spmm_scalar_kernel(const __grid_c
       }
       store_sums<T, N>(a, row, j, sum, bias_at<T>(a, row), store_aligned);
     }
+}
+
+template <int N, class T, class V>
+__global__ void __launch_bounds__(kThreads, 2) spmm_scalar_kernel(const __grid_constant__ SpmmArgs a, int lane_bits, bool store_aligned) {
+  scalar_product<N, T, V>(a, lane_bits, store_aligned);
+}
+template <int N, class T, class V>
+auto scalar_kernel(const SpmmArgs&) {
+  return &spmm_scalar_kernel<N, T, V>;
 }
 
 // to[i * to_row + j] = from[i + j * from_col] for i < height; columns from n up to to_row become 0.

@@ -30,6 +30,10 @@ struct SpmmArgs {
 size_t spmm_values_bytes(const SpmmArgs& args);
 int order_spmm_values(SpmmArgs& args, void* workspace, cudaStream_t stream);
 
+// b row-major: made so in the workspace where it is not.
+size_t spmm_operand_bytes(const SpmmArgs& args);
+int turn_spmm_operand(SpmmArgs& args, void* workspace, cudaStream_t stream);
+
 // Returns a cudaError_t, like the others. scalar: a few lanes per row gather rows of b from the L2 cache.
 size_t spmm_scalar_workspace_bytes(const SpmmArgs& args);
 int launch_spmm_scalar(const SpmmArgs& args, void* workspace, const DeviceProps& props, cudaStream_t stream);

@@ -1,16 +1,13 @@
 // Checks, choice of the algorithm and registration of csr_spmm and csr_spmm_t on CUDA. Nothing here waits for the device.
 #include "cuda/csr_spmm_op.h"
 
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/mm.h>
 
 #include <string>
 
 #include "common/csr_checks.h"
 #include "cuda/csr_cost.h"
-#include "cuda/csr_spmm.h"
-#include "cuda/stream.h"
+#include "cuda/spmm_tensors.h"
 #include "cuda/tf32.h"
 
 namespace sparsekern {
@@ -18,11 +15,6 @@ namespace {
 
 using cuda::SpmmAlgo;
 using cuda::SpmmArgs;
-using cuda::SpmmType;
-
-SpmmType type_of(at::ScalarType type) {
-  return type == at::kFloat ? SpmmType::f32 : type == at::kBFloat16 ? SpmmType::bf16 : type == at::kHalf ? SpmmType::f16 : SpmmType::f64;
-}
 
 // Nothing for "auto".
 std::optional<SpmmAlgo> algo_of(const char* op, c10::string_view algo, at::ScalarType type) {
@@ -36,35 +28,13 @@ std::optional<SpmmAlgo> algo_of(const char* op, c10::string_view algo, at::Scala
 
 SpmmAlgo choose(const SpmmArgs& a, const cuda::DeviceProps& props) {
   const int size = cuda::bytes_of(a.type);
-  // float32 values, or a float32 bias, may be too large for float16.
-  const bool may_densify = (a.val_type == a.type && a.bias_type == a.type) || a.type == SpmmType::bf16;
   return cuda::choose_spmm(
       {a.rows, a.cols, a.n, a.nnz, size, cuda::bytes_of(a.val_type), size == 2, size == 4 && cuda::tf32_allowed(), a.b_col != 1, a.perm != nullptr},
-      props, may_densify);
+      props, may_densify(a));
 }
-
-at::Tensor scratch(size_t bytes, const at::Tensor& like) { return at::empty({static_cast<int64_t>(bytes)}, like.options().dtype(at::kByte)); }
 
 bool staged_fits(const SpmmArgs& a, const cuda::DeviceProps& props) {
   return cuda::staged_fits(cuda::plan_staged(a.rows, a.cols, a.n, cuda::bytes_of(a.type), props), a.rows, a.n, a.nnz);
-}
-
-// out = W b + bias by the library's dense product, right while b is finite: the flags tell.
-void dense_product(const char* op, const SpmmArgs& a, const at::Tensor& b, const std::optional<at::Tensor>& bias, const at::Tensor& out,
-                   const at::Tensor& flags, const cuda::DeviceProps& props, cudaStream_t stream) {
-  const int64_t group = 16 / b.element_size(), width = (a.cols + group - 1) / group * group;
-  const at::Tensor dense = at::empty({a.rows, width}, b.options());
-  SK_CUDA_CHECK(op, launch_csr_densify(a, dense.mutable_data_ptr(), width, flags.mutable_data_ptr<int32_t>(), props, stream));
-  const at::Tensor w = dense.narrow(1, 0, a.cols);
-  // Written row-major: as it is, or as its transpose, where the bias runs along the rows.
-  at::Tensor target = out.stride(1) == 1 ? out : out.t();
-  const at::Tensor left = out.stride(1) == 1 ? w : b.t(), right = out.stride(1) == 1 ? b : w.t();
-  if (!bias) {
-    at::mm_out(target, left, right);
-    return;
-  }
-  const at::Tensor offset = bias->to(b.scalar_type());
-  at::addmm_out(target, out.stride(1) == 1 ? offset.unsqueeze(1) : offset, left, right);
 }
 
 }  // namespace
@@ -85,23 +55,16 @@ void spmm_into_cuda(const char* op, const at::Tensor& crow, const at::Tensor& co
   a.crow = pointers.const_data_ptr();
   a.wide_crow = pointers.scalar_type() == at::kLong;
   a.col = columns.const_data_ptr<int32_t>();
-  a.val = values.const_data_ptr();
   a.perm = perm ? positions.const_data_ptr<int32_t>() : nullptr;
   a.row_order = row_order ? order.const_data_ptr<int32_t>() : nullptr;
-  a.bias = bias ? offset.const_data_ptr() : nullptr;
-  a.b = b.const_data_ptr();
-  a.out = out.mutable_data_ptr();
-  a.rows = out.size(0), a.cols = b.size(0), a.n = out.size(1), a.nnz = col.numel();
-  a.b_row = b.stride(0), a.b_col = a.n == 1 ? 1 : b.stride(1);
-  a.out_row = out.stride(0), a.out_col = a.n == 1 ? 1 : out.stride(1);
-  a.type = type_of(b.scalar_type()), a.val_type = type_of(values.scalar_type());
-  a.bias_type = bias ? type_of(offset.scalar_type()) : a.type;
+  set_operands(a, values, b, offset, out);
+  a.nnz = col.numel();
   const cuda::DeviceProps props = cuda::device_props(op, b.device());
   const cudaStream_t stream = cuda::current_stream(op, b.device());
   const std::optional<SpmmAlgo> wanted = algo_of(op, algo, b.scalar_type());
   const SpmmAlgo chosen = wanted ? *wanted : choose(a, props);
   if (chosen == SpmmAlgo::staged && staged_fits(a, props)) {
-    const at::Tensor workspace = scratch(spmm_staged_workspace_bytes(a), b);
+    const at::Tensor workspace = cuda::scratch_beside(b, spmm_staged_workspace_bytes(a));
     SK_CUDA_CHECK(op, launch_spmm_staged(a, workspace.mutable_data_ptr(), props, stream));
     return;
   }
@@ -109,10 +72,13 @@ void spmm_into_cuda(const char* op, const at::Tensor& crow, const at::Tensor& co
   if (chosen == SpmmAlgo::densify) {
     a.guards = cuda::densify_checks(props);
     flags = at::empty({a.guards}, b.options().dtype(at::kInt));
-    dense_product(op, a, b, bias, out, flags, props, stream);
+    // Right while b is finite: the flags tell.
+    cuda::dense_product(b, bias, out, [&](void* dense, int64_t width) {
+      SK_CUDA_CHECK(op, launch_csr_densify(a, dense, width, flags.mutable_data_ptr<int32_t>(), props, stream));
+    });
     a.guard = flags.const_data_ptr<int32_t>();
   }
-  const at::Tensor workspace = scratch(spmm_scalar_workspace_bytes(a), b);
+  const at::Tensor workspace = cuda::scratch_beside(b, spmm_scalar_workspace_bytes(a));
   SK_CUDA_CHECK(op, launch_spmm_scalar(a, workspace.mutable_data_ptr(), props, stream));
 }
 

@@ -131,6 +131,24 @@ __device__ __forceinline__ void gather_tile(const SpmmArgs& a, const unsigned ch
   }
 }
 
+// gather(tile, t) for every tile of the panel from column j0 on, while the next one arrives; `tile` is where row 0 of b would be.
+template <class T, class Gather>
+__device__ __forceinline__ void each_tile(const SpmmArgs& a, const StagedCall& call, unsigned char* shared, int j0, const Gather& gather) {
+  const StagedPlan& plan = call.plan;
+  const unsigned tile_bytes = plan.tile_rows * kPanelBytes;
+  const auto tile_at = [&](unsigned t) { return (t & 1) * tile_bytes - t * tile_bytes; };  // modulo 2^32
+  for (int t = 0; t <= plan.tiles; ++t) {
+    if (t < plan.tiles) {
+      const int64_t k0 = static_cast<int64_t>(t) * plan.tile_rows, height = a.cols - k0;
+      load_tile<T>(a, shared, tile_at(t), static_cast<unsigned>(k0), static_cast<int>(height < plan.tile_rows ? height : plan.tile_rows), j0,
+                   call.load_aligned);
+    }
+    if (t > 0) gather(tile_at(t - 1), t - 1);
+    wait_copies();
+    __syncthreads();  // tile t is there, and nobody reads the one before any more
+  }
+}
+
 template <class T, class V, int R>
 __global__ void __launch_bounds__(kStagedThreads, 1) spmm_staged_kernel(const __grid_constant__ SpmmArgs a, const __grid_constant__ StagedCall call) {
   constexpr int N = 16 / sizeof(T);
@@ -139,7 +157,7 @@ __global__ void __launch_bounds__(kStagedThreads, 1) spmm_staged_kernel(const __
   const int groups = static_cast<int>(blockDim.x) / 4, group = static_cast<int>(threadIdx.x) / 4;
   const int panel = static_cast<int>(blockIdx.x) / plan.row_blocks, j0 = panel * static_cast<int>(kPanelBytes / sizeof(T));
   const int first = (static_cast<int>(blockIdx.x) - panel * plan.row_blocks) * groups * R + group;
-  const unsigned tile_bytes = plan.tile_rows * kPanelBytes, zero_row = plan.buffers * tile_bytes;
+  const unsigned zero_row = plan.buffers * plan.tile_rows * kPanelBytes;
   if (threadIdx.x < kPanelBytes / 4) reinterpret_cast<unsigned*>(shared + zero_row)[threadIdx.x] = 0;
 
   int at[R], left[R];
@@ -152,20 +170,10 @@ __global__ void __launch_bounds__(kStagedThreads, 1) spmm_staged_kernel(const __
     at[r] = static_cast<int>(range.begin);
     left[r] = static_cast<int>(range.end - range.begin);
   }
-  const auto tile_at = [&](unsigned t) { return (t & 1) * tile_bytes - t * plan.tile_rows * kPanelBytes; };  // where row 0 would be, modulo 2^32
-  for (int t = 0; t <= plan.tiles; ++t) {
-    if (t < plan.tiles) {
-      const int64_t k0 = static_cast<int64_t>(t) * plan.tile_rows, height = a.cols - k0;
-      load_tile<T>(a, shared, tile_at(t), static_cast<unsigned>(k0), static_cast<int>(height < plan.tile_rows ? height : plan.tile_rows), j0,
-                   call.load_aligned);
-    }
-    if (t > 0) {
+  each_tile<T>(a, call, shared, j0, [&](unsigned tile, int t) {
 #pragma unroll
-      for (int r = 0; r < R; ++r) gather_tile<T, V, N>(a, shared, tile_at(t - 1), zero_row, t * plan.tile_rows, at[r], left[r], sum[r]);
-    }
-    wait_copies();
-    __syncthreads();  // tile t is there, and nobody reads the one before any more
-  }
+    for (int r = 0; r < R; ++r) gather_tile<T, V, N>(a, shared, tile, zero_row, (t + 1) * plan.tile_rows, at[r], left[r], sum[r]);
+  });
   const int start = unknown(first);
   const int near = ((lane_id() & 3) * 16 ^ (lane_id() & 4) * 16) / static_cast<int>(sizeof(T)), far = near ^ (64 / static_cast<int>(sizeof(T)));
 #pragma unroll

@@ -14,6 +14,7 @@
 #pragma once
 #include "cuda/collective.cuh"
 #include "cuda/mask_bits.h"
+#include "cuda/mask_bytes.cuh"
 #include "cuda/vector_io.cuh"
 
 namespace sparsekern::cuda {
@@ -62,9 +63,6 @@ __global__ void __launch_bounds__(kThreads, kPackBlocksPerSm) pack_mask_kernel(c
     }
   }
 }
-
-// Four bits as four bytes of 0 or 1: copies of them at distances of 7 put bit k at bit 8 k.
-__device__ __forceinline__ unsigned bits_to_bytes(unsigned four) { return four * 0x00204081u & 0x01010101u; }
 
 __global__ void __launch_bounds__(kThreads, kPackBlocksPerSm) unpack_mask_kernel(const uint32_t* bits, uint8_t* mask, int64_t numel) {
   constexpr int U = kPackUnroll;

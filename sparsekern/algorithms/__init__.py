@@ -5,6 +5,8 @@ from torch import nn
 from sparsekern.algorithms.ast_gc import AST_GC
 from sparsekern.algorithms.dense import Dense
 from sparsekern.algorithms.gse import GSE
+from sparsekern.algorithms.halp import HALP
+from sparsekern.algorithms.iee import IEE
 from sparsekern.algorithms.magnitude import Magnitude
 from sparsekern.algorithms.rigl import RigL
 from sparsekern.algorithms.set import SET
@@ -12,9 +14,9 @@ from sparsekern.algorithms.static import Static
 from sparsekern.sparsity.sparsifier import Sparsifier
 
 ALGORITHMS: dict[str, type[Sparsifier]] = {"ast-gc": AST_GC, "dense": Dense, "magnitude": Magnitude, "static": Static, "set": SET, "rigl": RigL,
-                                          "gse": GSE}
+                                          "gse": GSE, "iee": IEE, "halp": HALP}
 
-__all__ = ["ALGORITHMS", "AST_GC", "GSE", "Dense", "Magnitude", "RigL", "SET", "Static", "build"]
+__all__ = ["ALGORITHMS", "AST_GC", "GSE", "HALP", "IEE", "Dense", "Magnitude", "RigL", "SET", "Static", "build"]
 
 
 def build(name: str, model: nn.Module, optimizer: torch.optim.Optimizer, **fields) -> Sparsifier:

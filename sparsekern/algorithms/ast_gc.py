@@ -1,7 +1,8 @@
 """AST-GC: alternating sparse training with gradient correction (Get More at Once, NeurIPS 2022).
 
 One run trains several sub-nets of different sparsity inside one set of weights. Every mini-batch trains the next sub-net in turn; within
-a group (one mini-batch per sub-net) the part of its gradient that conflicts with the sub-net before it is taken out.
+a group (one mini-batch per sub-net) the part of its gradient that conflicts with the sub-net before it is taken out. What an event does to
+masks of n:m groups stands in ast_gc_nm.py.
 """
 import math
 from collections.abc import Sequence
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor
 
 from sparsekern import ops
+from sparsekern.algorithms.ast_gc_nm import NMForm
 from sparsekern.sparsity import schedules
 from sparsekern.sparsity.allocation import erdos_renyi, global_masks
-from sparsekern.sparsity.patterns import Unstructured, kept
+from sparsekern.sparsity.layers import Layer
+from sparsekern.sparsity.patterns import Pattern, Unstructured, kept, refuse_settings
 from sparsekern.sparsity.scores import Sources, score
 from sparsekern.sparsity.sparsifier import Sparsifier, SparsifierConfig
 from sparsekern.sparsity.timeline import Phase, Timeline, View
@@ -23,6 +26,8 @@ from sparsekern.sparsity.update import Correction
 @dataclass(kw_only=True)
 class ASTGCConfig(SparsifierConfig):
     sparsity: float | Sequence[float] = (0.9, 0.95, 0.98)   # one sub-net each, fraction of zeros
+    pattern: str = "unstructured"       # of the masks: unstructured, or nm for sub-nets that keep n of every m neighbouring weights
+    nm: str | Sequence[str] = "2:4,1:4,1:8,1:16"            # with pattern nm one sub-net each, n kept of m (or "zeros 3:4" for 1:4)
     initial_sparsity: float = 0.0       # at the start, ERK-allocated; weights outside the initial mask start at 0
     nested: bool = False                # completely-subset: every sub-net lies inside the one before it
     gc: bool = True                     # correct conflicting gradients
@@ -43,16 +48,28 @@ class AST_GC(Sparsifier):
 
     Args:
         model, optimizer: see Sparsifier.
-        fields: those of ASTGCConfig; `total_steps` is needed, `sparsity` lists the sub-nets.
-    Source: Yang et al., Get More at Once: Alternating Sparse Training with Gradient Correction, sections 3.1 to 3.3.
+        fields: those of ASTGCConfig; `total_steps` is needed, `sparsity` lists the sub-nets (with pattern="nm": `nm` does).
+    Source: Yang et al., Get More at Once: Alternating Sparse Training with Gradient Correction, sections 3.1 to 3.3, and 4.3 for n:m.
     """
     Config = ASTGCConfig
     config: ASTGCConfig
 
-    def make_patterns(self) -> dict[str, Unstructured]:
+    def find_layers(self) -> list[Layer]:
+        c = self.config
+        if c.pattern not in ("unstructured", "nm"):
+            raise ValueError(f"pattern: expected 'unstructured' or 'nm', got {c.pattern!r}")
+        self.form = NMForm(c) if c.pattern == "nm" else None        # None: unstructured
+        if self.form is None:
+            refuse_settings(c, "nm", "nm")
+        layers = super().find_layers()
+        if self.form is not None:
+            layers, self.left_dense = self.form.fitting(layers)
+        return layers
+
+    def make_patterns(self) -> dict[str, Pattern]:
         c = self.config
         c.sparsity = [float(s) for s in ([c.sparsity] if isinstance(c.sparsity, (int, float)) else c.sparsity)]
-        patterns = {str(s): Unstructured(s) for s in c.sparsity}
+        patterns = {str(s): Unstructured(s) for s in c.sparsity} if self.form is None else self.form.patterns
         if not c.sparsity or len(patterns) < len(c.sparsity):
             raise ValueError(f"sparsity: expected one or more different sparsities, got {c.sparsity}")
         Unstructured(c.initial_sparsity)
@@ -118,6 +135,8 @@ class AST_GC(Sparsifier):
         number = (step - i * n * c.offset) // c.delta_t
         if number <= self._events[i] or number * c.delta_t < c.prune_start or step >= c.total_steps:
             return i, 0
+        if self.form is not None and self._events[i] == self._last_gradual:         # no dense group is left to exchange
+            return i, 0
         # an event that came late (a step skipped by the gradient scaler) must not jump over the end of gradual pruning
         return i, min(number, self._last_gradual) if self._events[i] < self._last_gradual else number
 
@@ -132,22 +151,44 @@ class AST_GC(Sparsifier):
         i, number = self._event_number(self.steps)
         name = self.subnets[i]
         old = [mask.clone() for mask in self.masks[name]]
+        fraction = 0.0
+        if c.prune_fraction > 0 and not (c.nested and i):
+            fraction = schedules.cosine_floor(self.steps, c.prune_fraction, c.prune_fraction_end, c.total_steps)
+        if self.form is None:
+            self._change(i, number, grads, fraction)
+        else:
+            self._change_groups(name, number, grads, fraction)
+        self._events[i] = number
+        self.history.append({"step": self.steps, "subnet": name, "event": number, "sparsity": self.masks.sparsity(name),
+                             "fraction": fraction, "flips": ops.mask_stats(old, self.masks[name])[:, 3]})
+
+    def _change(self, i: int, number: int, grads: list[Tensor | None], fraction: float) -> None:
+        """The masks of sub-net i (and of those nested in it) after its event."""
+        c, name = self.config, self.subnets[i]
         gradual, budget = self._events[i] < self._last_gradual, self._budgets[i]
         if gradual:
             now = schedules.cubic(number, c.initial_sparsity, c.sparsity[i], c.prune_start // c.delta_t, self._last_gradual)
             budget = kept(self.masks.numel, now)
         parent = self.subnets[i - 1] if c.nested and i else None
         masks, counts = self._rank(budget, parent) if gradual or parent else self._checked(name)
-        self._events[i], self._budgets[i] = number, budget
-        fraction = 0.0
+        self._budgets[i] = budget
         if c.prune_fraction > 0 and parent is None:
-            fraction = schedules.cosine_floor(self.steps, c.prune_fraction, c.prune_fraction_end, c.total_steps)
             self._exchange(masks, counts, grads, fraction)
         self.masks.write(name, masks, counts)
         for k in range(i + 1, len(self.subnets) if c.nested else 0):                # nesting holds at every step
             self.masks.write(self.subnets[k], *self._rank(self._budgets[k], self.subnets[k - 1]))
-        self.history.append({"step": self.steps, "subnet": name, "event": number, "sparsity": self.masks.sparsity(name),
-                             "fraction": fraction, "flips": ops.mask_stats(old, self.masks[name])[:, 3]})
+
+    def _change_groups(self, name: str, number: int, grads: list[Tensor | None], fraction: float) -> None:
+        """The same with n:m: of the groups (1 - x)^3 stay dense, in whole numbers, so that no rounding decides how many that are."""
+        start, end = self.config.prune_start // self.config.delta_t, self._last_gradual
+        left = (end - max(start, number)) ** 3, max(1, end - start) ** 3
+        self.refuse_nan()
+        weights = [None if layer.name in self.left_dense[name] else layer.param for layer in self.layers]
+        masks, counts = self.form.masks(name, weights, grads, left, fraction)
+        for index, weight in enumerate(weights):
+            if weight is None:
+                masks[index], counts[index] = self.masks[name][index], self.masks.numels[index]
+        self.masks.write(name, masks, counts)
 
     def _rank(self, budget: int, parent: str | None) -> tuple[list[Tensor], list[int]]:
         """The largest |W| of all layers together, inside the parent's mask if there is one. Nothing is written yet."""

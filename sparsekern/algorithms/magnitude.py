@@ -7,6 +7,7 @@ from sparsekern.algorithms.ast_gc import AST_GC, ASTGCConfig
 @dataclass(kw_only=True)
 class MagnitudeConfig(ASTGCConfig):
     sparsity: float = 0.9
+    nm: str = "2:4"                     # with pattern nm: n kept of m
     gc: bool = False
     metrics: bool = False
     prune_fraction: float = 0.0         # 0.5 adds the exchange of weights at every event

@@ -114,16 +114,17 @@ class SparseConv2d(SparseWeight):
         return f"{text}, bias={self.bias is not None}, nnz={self.nnz}, sparsity={self.sparsity:.4g}, backend={self.backend!r}"
 
 
-def check_convolution(in_channels: int, out_channels: int, stride: _Pair, padding: _Pair | str, groups: int, padding_mode: str) -> None:
-    """ValueError for a convolution that SparseConv2d does not compute."""
+def check_convolution(in_channels: int, out_channels: int, stride: _Pair, padding: _Pair | str, groups: int, padding_mode: str,
+                      name: str = "SparseConv2d") -> None:
+    """ValueError for a convolution that the layer called `name` does not compute."""
     if groups < 1 or in_channels % groups or out_channels % groups:
-        raise ValueError(f"SparseConv2d: groups: expected a divisor of {in_channels} input and {out_channels} output channels, got {groups}")
+        raise ValueError(f"{name}: groups: expected a divisor of {in_channels} input and {out_channels} output channels, got {groups}")
     if isinstance(padding, str) and padding not in ("valid", "same"):
-        raise ValueError(f'SparseConv2d: padding: expected numbers, "valid" or "same", got {padding!r}')
+        raise ValueError(f'{name}: padding: expected numbers, "valid" or "same", got {padding!r}')
     if padding == "same" and _pair(stride) != (1, 1):
-        raise ValueError(f'SparseConv2d: padding: "same" needs stride 1, got stride {stride}')
+        raise ValueError(f'{name}: padding: "same" needs stride 1, got stride {stride}')
     if padding_mode != "zeros":
-        raise ValueError(f'SparseConv2d: padding_mode: expected "zeros", got {padding_mode!r}; pad the input with F.pad instead')
+        raise ValueError(f'{name}: padding_mode: expected "zeros", got {padding_mode!r}; pad the input with F.pad instead')
 
 
 def _pair(value: _Pair) -> tuple[int, int]:

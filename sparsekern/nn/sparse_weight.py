@@ -23,6 +23,7 @@ class SparseWeight(nn.Module):
     Raises:
         ValueError: a pattern that is not sound (its first fault is named), sizes that disagree, an unknown backend.
     """
+    backends = BACKENDS
     values: nn.Parameter
     crow: Tensor
     col: Tensor

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 _PARAMETERS = ("weight", "bias")
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -75,6 +75,20 @@ class NormBanks:
             group["params"] = [param for param in group["params"] if param not in gone]
         for param in gone:
             optimizer.state.pop(param, None)
+
+
+class HeldStatistics:
+    """Running statistics that can stand still: held, the norms of a model in training normalise by the batch and record nothing."""
+
+    def __init__(self, model: nn.Module):
+        self.norms = [module for module in model.modules() if isinstance(module, _NormBase) and module.track_running_stats]
+        self.held = False
+
+    def hold(self, held: bool) -> None:
+        if held != self.held:
+            for norm in self.norms:
+                norm.track_running_stats = not held                     # in evaluation the statistics are used either way
+            self.held = held
 
 
 def find_norms(model: nn.Module) -> list[tuple[str, _BatchNorm]]:

@@ -24,7 +24,7 @@ def nm_mask(x: Tensor, n: int, m: int, *, dim: int = -1, use_abs: bool = True, p
     Where `dim` is not divisible by m, the last group has r < m elements and keeps min(n, r) of them.
 
     Args:
-        x: any shape and strides, float32, bfloat16, float16 or float64.
+        x: any shape and strides, float32, bfloat16, float16 or (not by the CUDA kernels) float64.
         n, m: 0 <= n <= m <= 64; n = 0 keeps nothing, n = m everything.
         dim: the dimension the groups lie along.
         use_abs: compare magnitudes, else signed values.
@@ -33,7 +33,7 @@ def nm_mask(x: Tensor, n: int, m: int, *, dim: int = -1, use_abs: bool = True, p
         bool in x's shape and strides, or [ceil(numel / 32)] int32.
     Raises:
         ValueError: n, m or dim out of range. TypeError: an unsupported dtype.
-    Cost: 5 bytes per fp32 element, m^2 comparisons of lanes per group.
+    Cost: 5 bytes per fp32 element (packed 4 1/8), m^2 comparisons of lanes per group. The CUDA kernels have not run on a GPU yet.
     """
     return torch.ops.sparsekern.nm_mask(x, n, m, dim=dim, use_abs=use_abs, packed=packed)
 

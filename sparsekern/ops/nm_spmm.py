@@ -3,7 +3,8 @@ import torch
 from torch import Tensor
 
 from sparsekern.ops._csr_pattern import FLOATS, accumulator, pieces
-from sparsekern.ops._register import autograd_kernel, define, fake, reference
+from sparsekern.ops._register import autograd_kernel, define, fake, reference, uses_triton
+from sparsekern.ops._remember import Remembered
 from sparsekern.ops.nm_mask import check_floats, check_ratio
 
 define("nm_pack(Tensor x, int n, int m, *, int v=1) -> (Tensor values, Tensor index)")
@@ -11,6 +12,7 @@ define("nm_spmm(Tensor values, Tensor index, Tensor b, int n, int m, int cols, *
 
 _spmm = torch.ops.sparsekern.nm_spmm.default
 _below_autograd = torch._C._AutoDispatchBelowAutograd
+_patterns = Remembered(slots=128)
 
 
 @torch.no_grad()
@@ -21,13 +23,14 @@ def nm_pack(x: Tensor, n: int, m: int, *, v: int = 1) -> tuple[Tensor, Tensor]:
     positions never repeat. NaN is a non-zero, -0.0 a zero.
 
     Args:
-        x: [rows, cols], float32, bfloat16, float16 or float64, any strides; cols divisible by m. n, m: 0 <= n <= m <= 64.
+        x: [rows, cols], float32, bfloat16, float16 or (not by the CUDA kernel) float64, any strides; cols divisible by m. n, m: 0 <= n <= m <= 64.
         v: so many rows share their columns (V:N:M); at most n columns of a group may then have a non-zero in those rows.
     Returns:
         values: [rows, cols / m * n] of x's dtype. index: uint8 [rows / v, cols / m * n], the position within the group.
     Raises:
-        ValueError: sides that do not divide, n or m out of range, a group with more than n non-zeros (CUDA keeps the n largest
-            instead: looking would wait for the device). TypeError: an unsupported dtype.
+        ValueError: sides that do not divide, n or m out of range, a group with more than n non-zeros (CUDA keeps the n columns with
+            the largest sums of magnitudes, NaN and inf first, instead: looking would wait for the device). TypeError: an unsupported dtype.
+    Cost: 4 bytes per fp32 element and 4 + 1 / v per stored one. The CUDA kernel has not run on a GPU yet.
     """
     return torch.ops.sparsekern.nm_pack(x, n, m, v=v)
 
@@ -36,8 +39,8 @@ def nm_spmm(values: Tensor, index: Tensor, b: Tensor, n: int, m: int, cols: int,
     """`W @ b + bias[:, None]` for the [rows, cols] matrix that `nm_pack` packed; what is not stored costs nothing.
 
     Sums run over a row's stored elements in a fixed order, whatever the number of threads. NaN and inf come from stored elements
-    only (stored zeros among them). Differentiable in `values` (at the stored positions only), `b` and `bias`; the gradient of b
-    makes a `csr_plan` each time.
+    only (stored zeros among them). Differentiable in `values` (at the stored positions only), `b` and `bias`. The gradients go through the
+    CSR form, made once for as long as `index` lives and is not written to: 4 bytes per stored element for that of values, 8 for that of b.
 
     Args:
         values, index, n, m, v: as from `nm_pack`; values of b's dtype, or float32 beside half b. cols: of W, divisible by m.
@@ -45,9 +48,14 @@ def nm_spmm(values: Tensor, index: Tensor, b: Tensor, n: int, m: int, cols: int,
     Returns:
         [rows, N] of b's dtype, row-major.
     Raises:
-        ValueError: shapes that do not fit, a position not below m (CPU). TypeError: unsupported dtypes.
+        ValueError: shapes that do not fit, a position not below m (CPU; CUDA takes it for m - 1: looking would wait for the device).
+        TypeError: unsupported dtypes.
     Cost: 2 rows cols N n / m operations; 5 bytes per stored fp32 element. On a CPU `csr_spmm` of the same matrix takes about as long or a little
         less (8 bytes per element there); rows that share columns (v > 1) are where this form is the faster one.
+        On CUDA the way that should be fastest is taken: rows of b gathered from the L2 cache or from shared memory (fp32: from about 1:8 on
+        faster than a dense product), the tensor cores (16-bit values and b, v a multiple of 16), or, where stored elements are many, a dense
+        matrix of b's dtype and the library's product (where b is not finite, gathered again). 16-bit types with v = 1 gain over a dense
+        product only far below 1:16. The CUDA and Triton kernels have been compiled and emulated, not yet run on a GPU: rates are guesses.
     """
     return _spmm(values, index, b, n, m, cols, v=v, bias=bias)
 
@@ -107,6 +115,17 @@ def nm_columns(index: Tensor, n: int, m: int, v: int = 1) -> Tensor:
     return (first + index.int()).repeat_interleave(v, 0)
 
 
+def as_csr(index: Tensor, n: int, m: int, v: int) -> tuple[Tensor, Tensor]:
+    """Row pointers and columns: positions ascend within a group, and so do a row's columns."""
+    col = nm_columns(index, n, m, v)
+    return torch.arange(col.shape[0] + 1, dtype=torch.int32, device=col.device) * col.shape[1], col.flatten()
+
+
+def transposed(index: Tensor, n: int, m: int, v: int, rows: int, cols: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What the gradient of b needs: crow_t, row_t and perm of `csr_plan`."""
+    return torch.ops.sparsekern.csr_plan(*as_csr(index, n, m, v), rows, cols)[1:]
+
+
 class _Spmm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, index, b, n, m, cols, v, bias):
@@ -121,14 +140,11 @@ class _Spmm(torch.autograd.Function):
         n, m, cols, v = ctx.layout
         ops, rows = torch.ops.sparsekern, values.shape[0]
         d_values = d_b = d_bias = None
-        if ctx.needs_input_grad[0] or ctx.needs_input_grad[2]:
-            # As a matrix in CSR form: positions ascend within a group, and so do a row's columns.
-            crow = torch.arange(rows + 1, dtype=torch.int32, device=index.device) * values.shape[1]
-            col = nm_columns(index, n, m, v).flatten()
         if ctx.needs_input_grad[0]:
+            crow, col = _patterns.get(index, ("pattern", *ctx.layout), lambda: as_csr(index, n, m, v))
             d_values = ops.csr_sddmm(crow, col, grad, b).to(values.dtype).view_as(values)
         if ctx.needs_input_grad[2]:
-            _, crow_t, row_t, perm = ops.csr_plan(crow, col, rows, cols)
+            crow_t, row_t, perm = _patterns.get(index, ("plan", *ctx.layout), lambda: transposed(index, n, m, v, rows, cols))
             d_b = ops.csr_spmm_t(crow_t, row_t, perm, values.flatten(), grad, rows, cols)
         if ctx.needs_input_grad[7]:
             d_bias = grad.sum(1, dtype=accumulator(grad.dtype)).to(ctx.bias_dtype)
@@ -185,3 +201,6 @@ def _(x, n, m, *, v=1):
 @fake("nm_spmm")
 def _(values, index, b, n, m, cols, *, v=1, bias=None):
     return b.new_empty(values.shape[0], b.shape[1])
+
+
+uses_triton("nm_spmm")

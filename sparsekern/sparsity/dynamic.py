@@ -3,7 +3,6 @@
 `SparseStart` draws the net; `Dynamic` adds the times at which connections move and what the move does to values and momentum.
 """
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +13,7 @@ from sparsekern.sparsity import schedules
 from sparsekern.sparsity.allocation import ALLOCATIONS, allocate
 from sparsekern.sparsity.layers import Layer
 from sparsekern.sparsity.masks import MaskSet
-from sparsekern.sparsity.patterns import Unstructured
+from sparsekern.sparsity.patterns import Unstructured, single_sparsity
 from sparsekern.sparsity.sparsifier import Sparsifier, SparsifierConfig
 from sparsekern.sparsity.stores import STORES, CsrStore, MaskedStore, PatternSet, layers_to_store
 from sparsekern.sparsity.timeline import FOREVER, Phase, Timeline, View
@@ -66,11 +65,7 @@ class SparseStart(Sparsifier):
 
     def make_patterns(self) -> dict[str, Unstructured]:
         c = self.config
-        if isinstance(c.sparsity, Sequence):
-            if len(c.sparsity) != 1:
-                raise ValueError(f"sparsity: this algorithm trains one net, expected one number, got {list(c.sparsity)}")
-            c.sparsity = c.sparsity[0]
-        c.sparsity = float(c.sparsity)
+        c.sparsity = single_sparsity(c.sparsity)
         for name, value, known in (("allocation", c.allocation, ALLOCATIONS), ("init", c.init, ("fan_in", "keep")),
                                    ("backend", c.backend, (*BACKENDS, "auto"))):
             if value not in known:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from sparsekern import ops
@@ -20,6 +21,8 @@ class Layer:
     param: nn.Parameter
     modules: list[nn.Module]
     dense_shape: torch.Size | None = None           # where the parameter holds nonzeros only
+    key: str = "weight"                             # what the modules call it
+    counted: bool = True                            # False: it follows the channels of a weight, and no sparsity counts it
 
     @property
     def shape(self) -> torch.Size:
@@ -71,23 +74,35 @@ def survey_layers(model: nn.Module, *, skip_first: bool, skip_last: bool, skip_d
             layers[id(param)].modules.append(module)
         else:
             layers[id(param)] = Layer(label, param, [module])
-    if any(isinstance(getattr(module.forward, "__self__", None), MaskedForward) for _, module in named):
-        raise ValueError("this model has a sparsifier already; call its remove() first")
+    refuse_attached(model)
     return list(layers.values()), unseen
 
 
-class MaskedForward:
-    """The forward of one module, with its weight seen through a mask."""
+def refuse_attached(model: nn.Module) -> None:
+    """ValueError where masks are in place on the model."""
+    if any(isinstance(getattr(module.forward, "__self__", None), MaskedForward) for module in model.modules()):
+        raise ValueError("this model has a sparsifier already; call its remove() first")
 
-    def __init__(self, module: nn.Module):
-        self.module = module
+
+class MaskedForward:
+    """The forward of one module, with its weight (or what `key` names) seen through a mask.
+
+    A batch norm under a mask keeps the running statistics of hidden channels. Several of them on a module are removed last first.
+    """
+
+    def __init__(self, module: nn.Module, key: str = "weight"):
+        self.module, self.key = module, key
         self.mask: Tensor | None = None             # None: dense
         self.grad_mask: Tensor | None = None        # None: like mask
         self.dense_grad = False
         self.replaced = vars(module).get("forward")
         self.inner = module.forward
         kind = type(module)
-        if self.replaced is None and kind.forward is nn.Linear.forward:
+        if isinstance(module, _BatchNorm) and key == "weight":
+            module.forward = self._norm
+        elif key != "weight":
+            module.forward = self._shadowed
+        elif self.replaced is None and kind.forward is nn.Linear.forward:
             module.forward = self._linear
         elif self.replaced is None and kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward:
             module.forward = self._conv2d
@@ -100,7 +115,7 @@ class MaskedForward:
             self.module.forward = self.replaced
 
     def effective(self, dtype: torch.dtype | None = None) -> Tensor:
-        weight = self.module._parameters["weight"]
+        weight = self.module._parameters[self.key]
         if self.mask is None and self.grad_mask is None:
             return weight
         return ops.masked_weight(weight, self.mask, grad_mask=self.grad_mask, dense_grad=self.dense_grad, dtype=dtype)
@@ -113,11 +128,25 @@ class MaskedForward:
 
     def _shadowed(self, *args, **kwargs):
         # an instance attribute hides the parameter of the same name while a forward of unknown making runs
-        self.module.__dict__["weight"] = self.effective()
+        self.module.__dict__[self.key] = self.effective()
         try:
             return self.inner(*args, **kwargs)
         finally:
-            del self.module.__dict__["weight"]
+            del self.module.__dict__[self.key]
+
+    def _norm(self, input: Tensor) -> Tensor:
+        norm = self.module
+        if self.mask is None or not (norm.training and norm.track_running_stats):
+            return self._shadowed(input)
+        own = norm.running_mean, norm.running_var
+        norm.running_mean, norm.running_var = seen = [value.clone() for value in own]        # autograd keeps an eye on those it was given
+        try:
+            output = self._shadowed(input)
+        finally:
+            norm.running_mean, norm.running_var = own
+        for value, new in zip(own, seen):
+            value.copy_(torch.where(self.mask, new, value))
+        return output
 
 
 def _autocast(input: Tensor) -> torch.dtype | None:
@@ -130,7 +159,7 @@ class Attached:
     """Masks in place on a list of layers, until `remove`."""
 
     def __init__(self, model: nn.Module, layers: list[Layer]):
-        self.forwards = [[MaskedForward(module) for module in layer.modules] for layer in layers]
+        self.forwards = [[MaskedForward(module, layer.key) for module in layer.modules] for layer in layers]
         # the fused inference path of nn.TransformerEncoderLayer reads its weights past any forward; this turns it off
         self._encoders = [(module, module.activation_relu_or_gelu) for module in model.modules()
                           if isinstance(module, nn.TransformerEncoderLayer)]
@@ -146,8 +175,8 @@ class Attached:
                 slot.dense_grad = dense_grad or grad_mask is None
 
     def remove(self) -> None:
-        for slots in self.forwards:
-            for slot in slots:
+        for slots in reversed(self.forwards):
+            for slot in reversed(slots):
                 slot.remove()
         for module, activation in self._encoders:
             module.activation_relu_or_gelu = activation

@@ -5,13 +5,14 @@ import torch
 from torch import Tensor
 
 from sparsekern import ops
-from sparsekern.sparsity.timeline import ALL
+from sparsekern.sparsity.timeline import ALL, rest
 
 
 class MaskSet:
     """One bool mask per layer under each name; True means kept. Writing copies in place, so the tensors stay the same ones.
 
-    `version` grows with every change. Names are those of the sub-nets; `ALL` is always there and masks nothing.
+    `version` grows with every change. Names are those of the sub-nets; `ALL` is always there and masks nothing, and so is `rest(name)`, all
+    that a mask hides.
     """
 
     def __init__(self, weights: Mapping[str, Tensor]):
@@ -34,16 +35,20 @@ class MaskSet:
 
     def __getitem__(self, name: str) -> list[Tensor]:
         """The masks in layer order. Read them; `write` changes them."""
+        if name.startswith(rest("")):
+            return [~mask for mask in self[name[1:]]]
         return self._masks[self._known(name)]
 
     def active(self, name: str) -> list[Tensor | None]:
         """The masks in layer order, None for a layer of which nothing is masked."""
         if name == ALL:
             return [None] * len(self.layers)
-        return [None if count == numel else mask for mask, count, numel in zip(self[name], self._counts[name], self.numels)]
+        return [None if count == numel else mask for mask, count, numel in zip(self[name], self.counts(name), self.numels)]
 
     def counts(self, name: str) -> list[int]:
         """Kept weights per layer, exact, without asking the device."""
+        if name.startswith(rest("")):
+            return [numel - count for numel, count in zip(self.numels, self.counts(name[1:]))]
         return list(self.numels) if name == ALL else list(self._counts[self._known(name)])
 
     def nnz(self, name: str) -> int:
@@ -52,6 +57,14 @@ class MaskSet:
     def sparsity(self, name: str) -> float:
         """Over all prunable weights together."""
         return 1.0 - self.nnz(name) / self.numel
+
+    def effective_sparsity(self, name: str) -> float:
+        """`sparsity`, and what vanishes besides: where whole channels go, the weights that read them, over all weights of such layers."""
+        return self.sparsity(name)
+
+    def densities(self, name: str) -> dict[str, float]:
+        """{weight: share of it that takes part in products}; weights left out are dense."""
+        return {layer: count / numel for layer, count, numel in zip(self.layers, self.counts(name), self.numels)}
 
     def write(self, name: str, masks: Sequence[Tensor], counts: Sequence[int]) -> None:
         """Replace the masks of a name by ones whose counts are known."""

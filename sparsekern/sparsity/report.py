@@ -8,15 +8,18 @@ from sparsekern import ops
 
 def summary(sparsifier) -> list[dict]:
     s, rows = sparsifier, []
-    stored = sum(weight.numel() for weight in s.weights)             # less than the dense weights where only nonzeros exist
+    counted = [layer.counted for layer in s.layers]
+    stored = sum(layer.param.numel() for layer in s.layers if layer.counted)         # less than the dense weights where only nonzeros exist
     parameters = sum(param.numel() for param in s.model.parameters()) - stored + s.masks.numel
     for name, pattern in s.patterns.items():
-        counts = s.masks.counts(name)
-        zeros = s.masks.numel - sum(counts)
+        counts, nnz = s.masks.counts(name), s.masks.nnz(name)
+        zeros = s.masks.numel - nnz
         rows.append({"name": name, "pattern": str(pattern), "target_sparsity": pattern.sparsity, "sparsity": s.masks.sparsity(name),
-                     "sparsity_of_all_parameters": zeros / parameters, "nnz": sum(counts), "prunable": s.masks.numel,
+                     "effective_sparsity": s.masks.effective_sparsity(name),
+                     "sparsity_of_all_parameters": zeros / parameters, "nnz": nnz, "prunable": s.masks.numel,
+                     "left_dense": s.left_dense.get(name, {}),
                      "layers": {layer: {"nnz": count, "numel": numel, "sparsity": 1 - count / numel}
-                                for layer, count, numel in zip(s.masks.layers, counts, s.masks.numels)}})
+                                for layer, count, numel, shown in zip(s.masks.layers, counts, s.masks.numels, counted) if shown}})
     return rows
 
 

@@ -1,7 +1,7 @@
 """Sparsifier: masks over time, and one `step()` in place of `optimizer.step()`. It knows no algorithm.
 
 An algorithm is a subclass with a Config and a few hooks: `make_patterns`, `make_timeline`, `setup`, `event_due`, `wants_dense_grad`,
-`on_event`, `correction`, `extra_state`.
+`on_event`, `on_phase_end`, `correction`, `extra_state`.
 """
 import dataclasses
 from abc import ABC, abstractmethod
@@ -11,15 +11,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from sparsekern.nn.switchable_norm import NormBanks, find_norms
+from sparsekern.nn.switchable_norm import HeldStatistics, NormBanks, find_norms
 from sparsekern.sparsity import state
 from sparsekern.sparsity.conflict_log import ConflictLog
 from sparsekern.sparsity.layers import Attached, Layer, find_layers
 from sparsekern.sparsity.masks import MaskSet
 from sparsekern.sparsity.optim_state import check_owned, fused_sgd
-from sparsekern.sparsity.patterns import Unstructured
+from sparsekern.sparsity.patterns import Pattern
 from sparsekern.sparsity.report import metrics, summary
-from sparsekern.sparsity.timeline import Timeline, View
+from sparsekern.sparsity.timeline import Moment, Timeline, View
 from sparsekern.sparsity.update import AnyUpdate, Correction, Measured, Update
 
 
@@ -56,15 +56,17 @@ class Sparsifier(ABC):
         self.model, self.optimizer = model, optimizer
         if c.total_steps < 1:
             raise ValueError(f"total_steps: expected the number of optimizer steps of the whole run, got {c.total_steps}")
+        self.left_dense: dict[str, dict[str, str]] = {}             # per sub-net the layers that its pattern does not fit, and why
         self.layers = self.find_layers()
         if not self.layers:
             raise ValueError("nothing to prune: no weight of a Linear or Conv2d layer is left by skip_first, skip_last, only and exclude")
         self.masks = self.make_masks()
-        self.patterns: dict[str, Unstructured] = self.make_patterns()
+        self.patterns: dict[str, Pattern] = self.make_patterns()
         for name in self.patterns:
             self.masks.add(name)
         norms = find_norms(model)[1 if c.share_first_norm else 0:]
         self.norms = NormBanks(norms, len(self.patterns) if c.norm_banks else 1)
+        self._statistics = HeldStatistics(model)
         check_owned(optimizer, {layer.name: layer.param for layer in self.layers} | self.norms.owned())
         self.steps = 0
         self.timeline = self.make_timeline()
@@ -102,7 +104,7 @@ class Sparsifier(ABC):
         return MaskSet({layer.name: layer.param for layer in self.layers})
 
     @abstractmethod
-    def make_patterns(self) -> dict[str, Unstructured]:
+    def make_patterns(self) -> dict[str, Pattern]:
         """The sub-nets by name."""
 
     @abstractmethod
@@ -131,6 +133,9 @@ class Sparsifier(ABC):
 
     def on_event(self, grads: list[Tensor | None]) -> None:
         """Change masks. `grads` are those of the effective weights."""
+
+    def on_phase_end(self, moment: Moment) -> None:
+        """Called after the last step of every phase of the timeline, its update done (or thrown away); masks may change here, too."""
 
     def correction(self, step: int) -> Correction | None:
         """How this step's gradient is compared with that of the step before."""
@@ -161,6 +166,12 @@ class Sparsifier(ABC):
     def active(self) -> str:
         """The sub-net that the model shows now; between steps the one that trains next."""
         return self._shown[0].forward if self._shown[0].forward in self.patterns else self.subnets[0]
+
+    @property
+    def products(self) -> tuple[str, str, str]:
+        """The masks of the three products of the step at hand: forward, gradient of the inputs, gradient of the weights."""
+        view = self._shown[0]
+        return view.forward, view.forward, view.update
 
     @torch.no_grad()
     def step(self, max_norm: float | None = None, scaler: torch.amp.GradScaler | None = None) -> None:
@@ -237,6 +248,7 @@ class Sparsifier(ABC):
             for handle in self._handles:
                 handle.remove()
             self._attached.remove()
+            self._statistics.hold(False)
             self.norms.show(0)
             self.norms.leave(self.optimizer)
             self._attached = None
@@ -302,6 +314,12 @@ class Sparsifier(ABC):
             for grad, mask in zip(grads, self._masks(self._shown[0].update)):
                 if grad is not None and mask is not None:
                     grad.masked_fill_(~mask, 0)
+        if self._shown[0].frozen:                       # without a gradient no optimizer moves a parameter or its state
+            prunable = {id(weight) for weight in self.weights}
+            for group in self.optimizer.param_groups:
+                for param in group["params"]:
+                    if id(param) not in prunable:
+                        param.grad = None
 
     def _arguments(self) -> tuple[list[Tensor | None], set[int], list[Tensor | None]]:
         return self._masks(self._shown[0].update), self._absent[self.norms.shown], self._previous or self._nothing
@@ -317,7 +335,14 @@ class Sparsifier(ABC):
         correction = self.correction(self.steps)
         self._keep(correction, *self._around.before(*self._arguments(), correction, max_norm))
 
+    @torch.no_grad()
     def _advance(self) -> None:
+        moment = self.timeline.at(self.steps)
+        if moment.last:
+            version = self.masks.version
+            self.on_phase_end(moment)
+            if self.masks.version != version:
+                self._masks_changed()
         self.steps += 1
         self._show_next()
 
@@ -333,6 +358,7 @@ class Sparsifier(ABC):
     def _show(self, view: View, dense_grad: bool) -> None:
         self._shown = (view, dense_grad)
         self._attached.show(self._masks(view.forward), self._masks(view.update), dense_grad)
+        self._statistics.hold(view.frozen)
         self.norms.show(self.subnets.index(view.forward) if view.forward in self.patterns and len(self.norms.banks) > 1 else 0)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern import ops
-from sparsekern.nn import SparseConv2d, SparseLinear, SparseWeight
+from sparsekern.nn import NMWeight, PackedNM, SparseConv2d, SparseLinear, SparseWeight
 from sparsekern.nn.choose import choose_backend
 from sparsekern.sparsity.allocation import erdos_renyi, global_masks, uniform
 from sparsekern.sparsity.layers import survey_layers
@@ -108,13 +108,13 @@ def sparsify(model: nn.Module, sparsity: float | None = None, *, allocation: str
         _check_names(masks, found)
         found = {name: module for name, module in found.items() if name in masks}
     if not found:
-        raise ValueError("sparsify: nothing to exchange: no nn.Linear or nn.Conv2d is left" + _listed(left))
-    seen = _input_shapes(model, example, list(found.values()))
+        raise ValueError("sparsify: nothing to exchange: no nn.Linear or nn.Conv2d is left" + listed(left))
+    seen = input_shapes(model, example, list(found.values()))
     make = _makers(found, sparsity, allocation, keep, masks, seed)
     made = {name: make(name) for name in found}
     rows = []
     for name, layer in made.items():
-        shape, dtype, known = seen.get(found[name]) or (*_assumed(found[name]), False)
+        shape, dtype, known = seen.get(found[name]) or (*assumed_input(found[name]), False)
         if backend == "auto":
             choice = choose_backend(layer, shape, dtype)
             layer.backend = choice.backend
@@ -129,11 +129,12 @@ def sparsify(model: nn.Module, sparsity: float | None = None, *, allocation: str
     return report
 
 
-def exchangeable(model: nn.Module, **options) -> tuple[dict[str, nn.Module], dict[str, str]]:
+def exchangeable(model: nn.Module, op: str = "sparsify", **options) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """{weight name: module} that can be exchanged, and {weight name: why not}."""
     if isinstance(model, nn.Linear | nn.Conv2d):
-        raise ValueError(f"sparsify: the model is itself a {type(model).__name__} and cannot be exchanged in place; use "
-                         f"Sparse{type(model).__name__}.from_shape or from_dense")
+        kind = type(model).__name__
+        instead = f"NM{kind}.from_dense" if op == "sparsify_nm" else f"Sparse{kind}.from_shape or from_dense"
+        raise ValueError(f"{op}: the model is itself a {kind} and cannot be exchanged in place; use {instead}")
     layers, unseen = survey_layers(model, **options)
     left = dict.fromkeys(unseen, "its weight is read outside its own forward")
     places = [id(child) for module in model.modules() for child in module._modules.values() if child is not None]
@@ -160,7 +161,7 @@ def _check_names(masks: Mapping[str, Tensor], found: Mapping[str, nn.Module]) ->
         raise ValueError(f"sparsify: masks: {', '.join(map(repr, unknown))} cannot be exchanged; expected names among {', '.join(found)}")
 
 
-def _listed(left: Mapping[str, str]) -> str:
+def listed(left: Mapping[str, str]) -> str:
     return "".join(f"; {name}: {reason}" for name, reason in left.items())
 
 
@@ -220,7 +221,7 @@ def _as_trained(layer: SparseWeight, module: nn.Module) -> SparseWeight:
     return layer.train(module.training)
 
 
-def _input_shapes(model: nn.Module, example, modules: list[nn.Module]) -> dict[nn.Module, tuple[tuple[int, ...], torch.dtype, bool]]:
+def input_shapes(model: nn.Module, example, modules: list[nn.Module]) -> dict[nn.Module, tuple[tuple[int, ...], torch.dtype, bool]]:
     """{module: (shape, dtype, True)} of the largest input that each sees in one forward of `example`; modules not reached are absent."""
     seen: dict[nn.Module, tuple] = {}
     if example is None:
@@ -245,20 +246,23 @@ def _input_shapes(model: nn.Module, example, modules: list[nn.Module]) -> dict[n
     return seen
 
 
-def _assumed(module: nn.Module) -> tuple[tuple[int, ...], torch.dtype]:
-    if isinstance(module, nn.Linear):
+def assumed_input(module: nn.Module) -> tuple[tuple[int, ...], torch.dtype]:
+    """(shape, dtype) to measure a layer at whose input no example showed."""
+    if module.weight.dim() == 2:
         return (_ASSUMED_BATCH, module.in_features), module.weight.dtype
     return (_ASSUMED_BATCH, module.in_channels, _ASSUMED_SIZE, _ASSUMED_SIZE), module.weight.dtype
 
 
-def exchange(model: nn.Module, new: Mapping[nn.Module, SparseWeight]) -> None:
+def exchange(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
+    """Put every new module in the places of the old one."""
     for module in list(model.modules()):
         for key, child in module._modules.items():
             if child in new:
                 module._modules[key] = new[child]
     # the fused inference paths of torch's encoder read weights past any forward; this turns them off
+    sparse = (SparseWeight, NMWeight, PackedNM)
     for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer) and any(isinstance(child, SparseWeight) for child in module.children()):
+        if isinstance(module, nn.TransformerEncoderLayer) and any(isinstance(child, sparse) for child in module.children()):
             module.activation_relu_or_gelu = 0
-        elif isinstance(module, nn.TransformerEncoder) and any(isinstance(child, SparseWeight) for child in module.modules()):
+        elif isinstance(module, nn.TransformerEncoder) and any(isinstance(child, sparse) for child in module.modules()):
             module.use_nested_tensor = False

@@ -16,7 +16,7 @@ def save(sparsifier) -> dict:
     tensors |= {key: value.clone() for key, value in s.log.tensors().items()}
     tensors |= {f"extra/{key}": value.clone() for key, value in s.extra_tensors().items()}
     history = [record | {"flips": torch.as_tensor(record["flips"]).tolist()} for record in s.history]
-    meta = _identity(s) | {"steps": s.steps, "counts": {name: s.masks.counts(name) for name in s.subnets}, "history": history,
+    meta = _identity(s) | {"steps": s.steps, "counts": {name: s.masks.counts(name) for name in s.masks.names}, "history": history,
                            "extra": s.extra_state()}
     return {"tensors": tensors, "meta": meta}
 

@@ -254,6 +254,7 @@ class PatternSet:
         return [layer.param.numel() for layer in self._layers]
 
     nnz, sparsity = MaskSet.nnz, MaskSet.sparsity
+    effective_sparsity, densities = MaskSet.effective_sparsity, MaskSet.densities
 
     def set(self, name: str, masks) -> None:
         raise ValueError("set_masks: this net lives in sparse layers and has no masks; use replace_topology() of a layer")

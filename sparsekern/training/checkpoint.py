@@ -84,6 +84,26 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
     return tensors, meta
 
 
+def load_weights(model: nn.Module, path: Path | str) -> None:
+    """Give a model the weights and buffers of a safetensors file: of a state_dict, or those of the model in a checkpoint of a run.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, or one of another model; the model is unchanged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    try:
+        tensors = load_file(str(path))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"init_from: cannot read {path} as safetensors ({error})") from error
+    prefix = "model/" if any(name.startswith("model/") for name in tensors) else ""
+    try:
+        check_model(tensors, model.state_dict(), prefix)
+    except CheckpointError as error:
+        raise CheckpointError(f"init_from: {path}: {error}") from error
+    model.load_state_dict({name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)})
+
+
 def load_newest(directory: Path, accept, say=print) -> tuple[dict[str, Tensor], dict] | None:
     """The newest usable checkpoint, None if there is no file at all.
 

@@ -25,6 +25,7 @@ class TrainConfig:
     subset: int | None = None                       # use only the first so many training images
     augment: bool = True                            # random crop and flip (digits: shifts by at most one pixel)
     model: str = "small_cnn"                        # e.g. mlp:300,100, small_cnn, resnet20, wrn32-ast, torchvision:NAME or timm:NAME
+    init_from: str | None = None                    # safetensors file to take the first weights from: a state_dict, or a checkpoint of a run
     sparsity: tuple[float, ...] | None = None       # one sparsity in [0, 1) per sub-net, e.g. 0.9,0.95,0.98; default: the algorithm's
     epochs: int = 20                                # passes over the training images
     batch_size: int = 128                           # images per step; the last, short batch of an epoch is left out

@@ -36,24 +36,25 @@ def layer_flops(model: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
     return counts
 
 
-def sparse_flops(dense: Mapping[str, int], density: Mapping[str, float]) -> float:
-    """Forward FLOPs per sample when the weight `name` has the share `density[name]` of nonzeros; others are dense."""
-    return float(sum(flops * density.get(name, 1.0) for name, flops in dense.items()))
+def sparse_flops(dense: Mapping[str, int], density: Mapping[str, float], others: float = 1.0) -> float:
+    """Forward FLOPs per sample when the weight `name` has the share `density[name]` of nonzeros; others have the share `others`."""
+    return float(sum(flops * density.get(name, others) for name, flops in dense.items()))
 
 
 class TrainingFlops:
-    """Sums 3 zeta of the sub-net trained at each step, times the samples of the step.
+    """Sums what the three products of each step cost, times the samples of the step: 3 zeta where all use one sub-net.
 
-    zeta is the forward FLOPs of that sub-net at that step; forward, gradient of the activations and gradient of the weights cost
-    one zeta each. Dense gradients on the few mask-event steps are not added, as in the paper's formula.
+    zeta is the forward FLOPs of a sub-net at that step; forward, gradient of the inputs and gradient of the weights cost one zeta each,
+    of the masks that they use. Dense gradients on the few mask-event steps are not added, as in the papers' formulas.
     """
 
     def __init__(self):
         self.total = 0.0
         self.samples = 0
 
-    def add(self, forward_flops: float, samples: int) -> None:
-        self.total += 3 * forward_flops * samples
+    def add(self, forward: float, input_grad: float | None = None, weight_grad: float | None = None, *, samples: int) -> None:
+        """A step whose products cost so much per sample; those left out cost as much as the forward one."""
+        self.total += (forward + (forward if input_grad is None else input_grad) + (forward if weight_grad is None else weight_grad)) * samples
         self.samples += samples
 
     @property

@@ -5,6 +5,7 @@ import io
 import json
 
 from sparsekern.training import plots
+from sparsekern.training.progress import left_dense
 
 STYLE = """
 :root { --ink: #1c2430; --soft: #5d6b7c; --line: #dfe5ec; --paper: #fff; --ground: #f5f7fa; --accent: #1f6f8b; }
@@ -56,15 +57,26 @@ def _cards(report: dict) -> str:
     nets = f"mean test accuracy of {len(subnets)} sub-nets" if len(subnets) > 1 else "test accuracy"
     entries = [(f"{report['mean_accuracy']:.2%}", nets),
                (f"{report['prunable']:,}", "prunable weights"), (f"{report['training_flops']:.3g}", "training FLOPs"),
-               (f"{share:.2f}&times;", "of a dense run's FLOPs"), (_duration(report["wall_seconds"]), "wall time")]
+               (f"{share:.2f}&times;", "of a dense run's FLOPs"), *_formula(report), (_duration(report["wall_seconds"]), "wall time")]
     if report.get("memory", {}).get("peak"):
         entries.append((f"{report['memory']['peak'] / 2**20:,.0f} MiB", "peak memory of the process" if report["device"]["type"] == "cpu"
                         else "peak memory on the device"))
     inner = (report["metrics"].get("sign_ratio") or {}).get("inner") or {}
     if inner.get("measured"):
         entries.append((f"{inner['negative']:.1%}", "of inner-group products conflict"))
+    slim = report.get("slim")
+    if slim:
+        entries += [(f"{slim['predicted_ms']:.2f} ms", f"predicted latency of the slimmed net, {slim['predicted_full_ms']:.2f} ms of the whole one"),
+                    *([(f"{slim['measured_ms']:.2f} ms", f"measured, {slim['measured_full_ms']:.2f} ms of the whole net; {slim['fps']:.0f} images/s")]
+                      if slim["measured_ms"] else []), (f"{slim['parameters']:,}", f"parameters, {slim['file_bytes'] / 1e6:.2f} MB on disk")]
     return '<div class="cards">' + "".join(f'<div class="card"><b>{value}</b><span>{_text(label)}</span></div>'
                                            for value, label in entries) + "</div>"
+
+
+def _formula(report: dict) -> list[tuple[str, str]]:
+    formula = (report["metrics"].get("training_flops") or {}).get("paper")
+    dense = 3 * report["dense_forward_flops"]
+    return [(f"{formula['per_sample'] / dense:.2f}&times;", "of them by the formula of the paper")] if formula and dense else []
 
 
 def _table(subnets: list[dict]) -> str:
@@ -77,7 +89,8 @@ def _table(subnets: list[dict]) -> str:
                  "-" if s["loss"] is None else f"{s['loss']:.4f}", f"{s['forward_flops']:.4g}")
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     header = "".join(f"<th>{cell}</th>" for cell in head)
-    return f'<section class="wide"><table><tr>{header}</tr>{"".join(rows)}</table></section>'
+    notes = "".join(f'<p class="note">{_text(line)}</p>' for line in left_dense(subnets))
+    return f'<section class="wide"><table><tr>{header}</tr>{"".join(rows)}</table>{notes}</section>'
 
 
 def _layers(report: dict) -> str:

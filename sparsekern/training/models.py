@@ -159,6 +159,44 @@ class WideResNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class VGG(nn.Module):
+    """Simonyan and Zisserman's VGG-11 for small images: 3x3 convolutions with batch norm, pooling between, one linear classifier."""
+
+    def __init__(self, classes: int, channels: int, widths: tuple[int | str, ...] = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512)):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width in widths:
+            if width == "M":
+                layers.append(nn.MaxPool2d(2, ceil_mode=True))             # images below 16 pixels pass, too
+            else:
+                layers += [_conv(channels, width, 3), nn.BatchNorm2d(width), nn.ReLU()]
+                channels = width
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
+class MobileNetV1(nn.Module):
+    """Howard et al.'s MobileNet with a stem of stride 1, for small images: depthwise 3x3 and pointwise 1x1 convolutions in turn."""
+
+    def __init__(self, classes: int, channels: int):
+        super().__init__()
+        self.stem = nn.Sequential(_conv(channels, 32, 3), nn.BatchNorm2d(32), nn.ReLU())
+        widths = (32, 64, 128, 128, 256, 256, *[512] * 6, 1024, 1024)
+        blocks = []
+        for inputs, outputs in zip(widths, widths[1:]):
+            stride = 2 if outputs > inputs > 32 else 1
+            depthwise = nn.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs, bias=False)
+            blocks.append(nn.Sequential(depthwise, nn.BatchNorm2d(inputs), nn.ReLU(), _conv(inputs, outputs, 1), nn.BatchNorm2d(outputs), nn.ReLU()))
+        self.blocks = nn.Sequential(*blocks)
+        self.classifier = nn.Linear(widths[-1], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.blocks(self.stem(x)).mean((2, 3)))
+
+
 _BUILDERS = {
     "small_cnn": SmallCNN,
     "resnet20": lambda classes, channels: ResNet(classes, channels, (16, 32, 64), 3, projection=False),
@@ -167,6 +205,8 @@ _BUILDERS = {
     "wrn32-ast": lambda classes, channels: ResNet(classes, channels, (32, 64, 128), 5, projection=True),
     "resnet18": lambda classes, channels: ResNet(classes, channels, (64, 128, 256, 512), 2, projection=True),
     "wrn-22-2": lambda classes, channels: WideResNet(classes, channels, 22, 2),
+    "vgg11": VGG,
+    "mobilenet-v1": MobileNetV1,
 }
 
 

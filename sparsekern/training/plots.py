@@ -175,10 +175,11 @@ def projections(report: dict):
 
 def growth(report: dict):
     """Connections exchanged at every event, and how many of those grown outlive the next event."""
-    events = [event for event in report["metrics"].get("events") or [] if event.get("grown") is not None]
+    every = report["metrics"].get("events") or []
+    events = [event for event in every if event.get("grown") is not None]
     if not events:
         return None
-    survivors = [(event["step"], event["survival"]) for event in events if event.get("survival") is not None]
+    survivors = [(event["step"], event["survival"]) for event in every if event.get("survival") is not None]
     with _figure(11.6, 3.0, 2 if survivors else 1) as (figure, axes):
         axis = axes[0, 0]
         steps = [event["step"] for event in events]
@@ -198,6 +199,24 @@ def growth(report: dict):
     return figure
 
 
+def convergence(report: dict):
+    """How much the masks of consecutive cycles share, after pruning and after growth."""
+    events = [event for event in report["metrics"].get("events") or [] if event.get("iou") is not None]
+    if not events:
+        return None
+    with _figure(5.6, 3.2) as (figure, axes):
+        axis = axes[0, 0]
+        for kind, label, color in (("prune", "after pruning", COLORS[1]), ("grow", "after growth", COLORS[0])):
+            points = [(event["step"], event["iou"]) for event in events if event["kind"] == kind]
+            if points:
+                axis.plot(*zip(*points), color=color, marker="o", markersize=3, linewidth=1.3, label=label)
+        axis.set_xlabel("step")
+        axis.set_ylabel("intersection over union")
+        axis.set_ylim(0, 1.02)
+        axis.legend()
+    return figure
+
+
 #: title, caption, full width, function
 PLOTS = (
     ("Accuracy", "Test accuracy of every sub-net.", False, accuracy),
@@ -209,5 +228,6 @@ PLOTS = (
     ("Sparsity over time", "Over all prunable weights together.", False, sparsity),
     ("Growth", "At every event: connections sampled as candidates, grown, and the share of the grown that outlives the next event.", True,
      growth),
+    ("Convergence of the net", "Intersection over union of the masks of consecutive cycles.", False, convergence),
     ("Corrections", "Share of the eligible steps in which a layer's gradient was projected.", False, projections),
 )

@@ -133,6 +133,11 @@ def table(subnets: list[Mapping]) -> str:
                      for row in [head, tuple("-" * w for w in widths), *rows])
 
 
+def left_dense(subnets: list[Mapping]) -> list[str]:
+    """One line per layer that the pattern of a sub-net does not fit."""
+    return [f"{s['name']} leaves {layer} dense: {why}" for s in subnets for layer, why in s.get("left_dense", {}).items()]
+
+
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 

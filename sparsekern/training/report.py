@@ -23,7 +23,9 @@ def build(run) -> dict:
     last = run.history[-1]["subnets"]
     subnets = [{**row, "accuracy": last[row["name"]]["accuracy"], "loss": last[row["name"]]["loss"],
                 "forward_flops": run.forward_flops(row["name"])} for row in run.sparsifier.summary()]
-    config = run.config
+    config, metrics = run.config, run.sparsifier.metrics()
+    for formula in metrics.get("training_flops", {}).values():
+        formula["per_sample"] = formula["sparse"] * subnets[0]["forward_flops"] + formula["dense"] * sum(run.dense_flops.values())
     return finite({
         "schema": SCHEMA, "algorithm": config.algorithm, "data": config.data, "model": config.model, "seed": config.seed,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -35,7 +37,7 @@ def build(run) -> dict:
         "training_flops": run.flops.total, "training_flops_per_sample": run.flops.per_sample,
         "dense_forward_flops": sum(run.dense_flops.values()),
         "dense_training_flops": 3 * sum(run.dense_flops.values()) * run.flops.samples,
-        "memory": memory(run), "metrics": run.sparsifier.metrics(), "history": run.history,
+        "memory": memory(run), "metrics": metrics, "history": run.history,
     })
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sparsekern.sparsity import rest
 from sparsekern.training import report as reports
 from sparsekern.training.checkpoint import (
     CheckpointError,
@@ -24,6 +25,7 @@ from sparsekern.training.checkpoint import (
     checkpoint_files,
     load_newest,
     load_optimizer,
+    load_weights,
     optimizer_tensors,
     resizable,
     save_checkpoint,
@@ -47,12 +49,14 @@ class TrainingError(RuntimeError):
     """The run cannot go on, for a reason in the numbers."""
 
 
-def train(config: TrainConfig, on_step: Callable[["Run"], None] | None = None, build: Callable | None = None) -> dict:
+def train(config: TrainConfig, on_step: Callable[["Run"], None] | None = None, build: Callable | None = None,
+          on_end: Callable[["Run"], dict] | None = None) -> dict:
     """Train as `config` says and return the report that is also written to `out`.
 
     Args:
         on_step: called after every step with the run.
         build: makes the sparsifier; default `sparsekern.algorithms.build`.
+        on_end: called with the run when it is over; what it returns stands in the report, too.
     Raises:
         ConfigError, DataError, CheckpointError: what is wrong and what to do.
         Interrupted: SIGINT or SIGTERM came; the checkpoint is written.
@@ -65,7 +69,7 @@ def train(config: TrainConfig, on_step: Callable[["Run"], None] | None = None, b
         try:
             torch.set_num_threads(config.threads or threads)
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = config.deterministic, not config.deterministic
-            return Run(config, device, build).run(on_step)
+            return Run(config, device, build).run(on_step, on_end)
         finally:
             torch.set_num_threads(threads)
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = saved_cudnn
@@ -108,6 +112,8 @@ class Run:
             self.model = build_model(config.model, classes=data.classes, shape=data.shape)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        if config.init_from is not None:
+            load_weights(self.model, config.init_from)
         self.per_epoch = self.batches.per_epoch
         self.total = config.epochs * self.per_epoch
         self.dense_flops = layer_flops(self.model, data.shape)
@@ -151,7 +157,7 @@ class Run:
 
     # ---- the loop ----
 
-    def run(self, on_step: Callable[["Run"], None] | None = None) -> dict:
+    def run(self, on_step: Callable[["Run"], None] | None = None, on_end: Callable[["Run"], dict] | None = None) -> dict:
         self.started = time.monotonic()
         with make_progress(self.config.progress, self.total, self.per_epoch) as self.progress:
             if self.config.resume:
@@ -178,6 +184,8 @@ class Run:
                     raise Interrupted(stop.code - 128, f"stopped after step {self.step} of {self.total}, saved {path}; go on with the same "
                                                        f"command and --resume (without --overwrite)") from None
         report = reports.build(self)
+        if on_end is not None:
+            report |= reports.finite(on_end(self))
         reports.write(report, self.out)
         return report
 
@@ -192,13 +200,13 @@ class Run:
         with self._autocast():
             loss = self.step_loss(self.model, images.contiguous(memory_format=self.memory_format), labels, self.criterion)
         loss.backward()
-        forward_flops = self.forward_flops(subnet)         # of the masks that this forward used
+        products = [self.forward_flops(name) for name in self.sparsifier.products]      # of the masks that this step used
         try:
             self.sparsifier.step(max_norm=self.config.max_norm)
         except ValueError as error:                        # e.g. NaN in a layer's weights when its mask is due
             raise TrainingError(f"step {self.step}: {error}") from error
         self.optimizer.zero_grad()
-        self.flops.add(forward_flops, len(labels))
+        self.flops.add(*products, samples=len(labels))
         position = self.subnets.index(subnet)
         self.loss_sums[position] += loss.detach()
         self.loss_counts[position] += 1
@@ -268,18 +276,18 @@ class Run:
     # ---- what the sub-nets are ----
 
     def densities(self, name: str) -> dict[str, float]:
-        """Share of nonzeros of every prunable weight."""
-        masks = self.sparsifier.masks
-        return {layer: count / numel for layer, count, numel in zip(masks.layers, masks.counts(name), masks.numels)}
+        """Share of nonzeros of every prunable weight under a mask."""
+        return self.sparsifier.masks.densities(name)
 
     def forward_flops(self, name: str) -> float:
-        """Of one sample through a sub-net; remembered until a mask changes."""
+        """Of one sample through a sub-net, or a product under another mask; remembered until a mask changes."""
         version = self.sparsifier.masks.version
         if self._known_flops[0] != version:
             self._known_flops = version, {}
         known = self._known_flops[1]
         if name not in known:
-            known[name] = sparse_flops(self.dense_flops, self.densities(name))
+            others = 0.0 if name.startswith(rest("")) else 1.0      # the rest of a mask has nothing of the weights without one
+            known[name] = sparse_flops(self.dense_flops, self.densities(name), others)
         return known[name]
 
     # ---- to disk and back ----

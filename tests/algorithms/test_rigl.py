@@ -39,6 +39,30 @@ def test_gradients_are_sparse_between_events():
         sparsifier.optimizer.zero_grad()
 
 
+def test_survival_is_the_share_of_what_grew_that_the_next_event_does_not_drop():
+    net, _, s = make("rigl", delta_t=4, end=40)
+    grown = None
+    for step in range(24):
+        old, weights = [m.clone() for m in s.masks[s.net]], None
+        backward(net, step)
+        if s.event_due(step):
+            weights = [w.detach().clone() for w in s.weights]
+        s.step()
+        s.optimizer.zero_grad()
+        if weights is None:
+            continue
+        record, kept = s.history[-1], 0
+        if grown is None:
+            assert record["survival"] is None
+        else:
+            for w, m, g in zip(weights, old, grown):
+                dropped = w.abs().masked_fill(~m, math.inf).flatten().argsort(stable=True)[:int(record["fraction"] * int(m.sum()))]
+                kept += int(g.sum()) - int(g.flatten()[dropped].sum())
+            assert record["survival"] == kept / sum(int(g.sum()) for g in grown)
+        grown = [now & ~m for now, m in zip(s.masks[s.net], old)]
+    assert s.history[-1]["event"] == 6
+
+
 def test_a_frozen_layer_keeps_its_connections():
     net, _, sparsifier = make("rigl", delta_t=5)
     net[6].weight.requires_grad_(False)

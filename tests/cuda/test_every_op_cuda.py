@@ -5,8 +5,7 @@ import torch
 from sparsekern import doctor, ops
 
 # What CUDA leaves to the reference, each for a reason told in the op's docstring or in the README.
-REFERENCE_ONLY = {"sparse_conv2d", "sparse_conv2d_input_grad", "sparse_conv2d_weight_grad", "nm_mask", "nm_apply_", "nm_mask_transposable", "nm_pack",
-                  "nm_spmm"}
+REFERENCE_ONLY = {"sparse_conv2d", "sparse_conv2d_input_grad", "sparse_conv2d_weight_grad"}
 # Python that puts library calls and ops of CUDA C++ together.
 COMPOSED = {"sp24_mm"}
 NAMES = sorted(set(ops.op_names()) - REFERENCE_ONLY - COMPOSED)

@@ -37,6 +37,15 @@ def test_timeline_of_two_phases_and_a_rest():
         Timeline((a,), cycles=2)
 
 
+def test_a_lead_comes_once_before_the_cycles():
+    view = View(ALL, ALL)
+    one, two, a, end = (Phase(name, steps, view) for name, steps in (("one", 1), ("two", 2), ("a", 2), ("end", FOREVER)))
+    timeline = Timeline((a,), cycles=2, then=end, lead=(one, two))
+    seen = [(moment.phase.name, moment.cycle, moment.position, moment.offset, moment.last) for moment in map(timeline.at, range(8))]
+    assert seen == [("one", -1, 0, 0, True), ("two", -1, 1, 0, False), ("two", -1, 1, 1, True), ("a", 0, 0, 0, False), ("a", 0, 0, 1, True),
+                    ("a", 1, 0, 0, False), ("a", 1, 0, 1, True), ("end", 2, 1, 0, False)]
+
+
 def test_scores():
     w, g, v = torch.tensor([1.0, -2.0]), torch.tensor([3.0, 0.5]), torch.tensor([0.0, 4.0])
     sources = Sources([w], [g], [v], seed=1, step=2)

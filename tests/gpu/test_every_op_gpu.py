@@ -6,7 +6,7 @@ from sparsekern import doctor, ops
 from sparsekern._native import native
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not native.cuda, reason="built without CUDA")]
-NAMES = [name for name in ops.op_names() if not name.startswith(("sparse_conv2d", "nm_"))]    # the reference or Triton serves these
+NAMES = [name for name in ops.op_names() if not name.startswith("sparse_conv2d")]        # the reference serves these
 CUDA = torch.device("cuda")
 
 

@@ -77,7 +77,8 @@ def test_print_config(capsys):
 
 
 @pytest.mark.parametrize("command, words", [
-    (["fly"], "unknown command 'fly'; expected one of train, report, doctor"), (["train"], "train: expected an algorithm, one of ast-gc"),
+    (["fly"], "unknown command 'fly'; expected one of train, report, latency-table, doctor"),
+    (["train"], "train: expected an algorithm, one of ast-gc"),
     (["train", "ast"], "unknown algorithm 'ast'; expected one of ast-gc"),
     (["train", "ast-gc", "--nope", "1"], "unrecognized arguments: --nope"),
     (["train", "ast-gc", "--epochs", "x"], "epochs"), (["train", "ast-gc", "--sparsity", "90"], "write 0.9 for 90 %"),

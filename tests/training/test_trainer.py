@@ -54,7 +54,7 @@ def without_time(report):
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch, request):
     """Drawing takes longer than these runs; one test looks at the page."""
-    if request.node.name not in ("test_files_of_a_run", "test_the_page_of_a_net_in_sparse_layers"):
+    if request.node.name not in ("test_files_of_a_run", "test_the_page_of_a_net_in_sparse_layers", "test_the_page_of_a_net_that_explores"):
         monkeypatch.setattr("sparsekern.training.report.render", lambda report: "")
 
 
@@ -107,7 +107,8 @@ def test_resume_with_checkpoints_every_few_steps(tmp_path, unbroken):
 
 
 @pytest.mark.parametrize("algorithm, options", [("gse", {"scope": "global", "distribution": "grabo", "delta_t": 3}),
-                                                ("gse", {"storage": "masked", "delta_t": 4, "event_batches": 3}), ("rigl", {"delta_t": 3})])
+                                                ("gse", {"storage": "masked", "delta_t": 4, "event_batches": 3}), ("rigl", {"delta_t": 3}),
+                                                ("iee", {"h_steps": 1, "j_steps": 1, "q_steps": 2, "score": "mean_magnitude"})])
 def test_nets_that_are_sparse_from_the_start_resume_exactly_too(tmp_path, algorithm, options):
     """Sparse layers change the number of their values between checkpoints; the third stop lies inside an event of several batches."""
     settings = {"algorithm": algorithm, "options": options, "sparsity": (0.8,)}
@@ -183,6 +184,24 @@ def test_dense_flops_follow_the_formula(tmp_path):
     assert report["training_flops"] == report["dense_training_flops"] == 3 * 2 * (64 * 20 + 20 * 10) * 2 * EPOCH * 16
 
 
+def test_flops_count_the_products_that_each_phase_makes(tmp_path):
+    """The exploration of IEE: dense forward and input gradient, weight gradient of what is not active."""
+    options = {"h_steps": 2, "j_steps": 1, "q_steps": 2, "end": 15, "allocation": "uniform", "skip_first": True}
+    counts = []
+    report = train(config(tmp_path / "run", algorithm="iee", sparsity=(0.8,), options=options),
+                   lambda run: counts.append((run.step, run.forward_flops(run.subnets[0]))))
+    dense, full = report["dense_forward_flops"], report["subnets"][0]["forward_flops"]
+    assert 0.2 < full / dense < 0.5                                # the first convolution is dense
+    total, before = 0.0, full
+    for step, after in counts:                                      # `before`: the net that this step used
+        total += 3 * dense - before if (step - 1) % 5 > 2 and step <= 15 else 3 * before
+        before = after
+    assert report["training_flops"] == pytest.approx(16 * total, rel=1e-12)
+    formula = report["metrics"]["training_flops"]
+    assert formula["paper"]["per_sample"] == pytest.approx(3 / 4 * (3 * 3 * full + 2 * (2 * full + dense)) / 5 + 1 / 4 * 3 * full)
+    assert formula["honest"]["per_sample"] == pytest.approx(report["training_flops_per_sample"], rel=0.05)      # a pruned net is smaller
+
+
 def test_files_of_a_run(tmp_path):
     out = tmp_path / "run"
     report = train(config(out, model="mlp:8", epochs=1, eval_every=5))
@@ -201,6 +220,12 @@ def test_the_page_of_a_net_in_sparse_layers(tmp_path):
     assert [entry["layer"] for entry in report["metrics"]["products"]] == ["hidden.0.weight", "classifier.weight"]
     assert "Sparse layers and memory" in page and "Growth" in page and report["metrics"]["products"][0]["reason"] in page
     assert report["prunable"] == 64 * 8 + 80 and report["parameters"] == 64 * 8 + 80 + 18
+
+
+def test_the_page_of_a_net_that_explores(tmp_path):
+    train(config(tmp_path / "run", algorithm="iee", sparsity=(0.8,), model="mlp:8", options={"q_steps": 2}))
+    page = (tmp_path / "run/report.html").read_text()
+    assert "Convergence of the net" in page and "Growth" in page and "of them by the formula of the paper" in page
 
 
 def test_the_directory_of_another_run(tmp_path):

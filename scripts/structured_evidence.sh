@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# The comparison of results/structured: IEE against RigL and Static at 90 %, IEE's ablations, AST-GC's n:m sub-nets and channels under a
+# latency, on CIFAR-10 for equal steps. Stopped runs are continued where they were. The latency table is measured first, on a quiet machine.
+#     scripts/structured_evidence.sh DATA_DIR [RUNS_DIR]
+set -euo pipefail
+data=${1:?usage: structured_evidence.sh DATA_DIR [RUNS_DIR]}
+runs=${2:-runs/structured}
+cd "$(dirname "$0")/.."
+results=results/structured
+mkdir -p "$runs" "$results"
+
+run() {                                   # run NAME ALGORITHM OPTIONS...
+    local name=$1 algorithm=$2
+    shift 2
+    if [ ! -f "$runs/$name/report.json" ]; then
+        local resume=()
+        [ -d "$runs/$name" ] && resume=(--resume)
+        .venv/bin/sparsekern train "$algorithm" --data cifar10 --data-dir "$data" --progress plain --out "$runs/$name" "$@" "${resume[@]}"
+    fi
+    sed 's#"data_dir": "[^"]*"#"data_dir": "DATA_DIR"#' "$runs/$name/report.json" > "$results/$name.json"      # a path of one machine says nothing
+}
+
+short=(--model resnet20 --subset 5000 --epochs 12 --eval-every 12)                       # 39 steps an epoch, 468 in all; IEE's cycles take 42
+cycle=(--h-steps 14 --j-steps 14 --q-steps 14)
+sparse=(--sparsity 0.9 --allocation erk)
+
+for seed in 0 1 2; do
+    run "iee-seed$seed"    iee    "${short[@]}" "${sparse[@]}" "${cycle[@]}" --seed "$seed"
+    run "rigl-seed$seed"   rigl   "${short[@]}" "${sparse[@]}" --delta-t 42 --seed "$seed"
+    run "static-seed$seed" static "${short[@]}" "${sparse[@]}" --seed "$seed"
+    run "dense-seed$seed"  dense  "${short[@]}" --seed "$seed"
+done
+for seed in 0 1 2; do                     # what IEE is without one of its parts
+    run "iee-no-freeze-seed$seed"    iee "${short[@]}" "${sparse[@]}" "${cycle[@]}" --seed "$seed" --freeze false
+    run "iee-no-improve-seed$seed"   iee "${short[@]}" "${sparse[@]}" "${cycle[@]}" --seed "$seed" --accuracy-improvement false
+    run "iee-zero-init-seed$seed"    iee "${short[@]}" "${sparse[@]}" "${cycle[@]}" --seed "$seed" --zero-init
+    run "iee-random-growth-seed$seed" iee "${short[@]}" "${sparse[@]}" "${cycle[@]}" --seed "$seed" --growth random
+    run "iee-j1-q1-seed$seed"        iee "${short[@]}" "${sparse[@]}" --h-steps 40 --j-steps 1 --q-steps 1 --seed "$seed"
+done
+run ast-gc-nm-seed0 ast-gc "${short[@]}" --pattern nm --nm 2:4,1:4,1:8,1:16
+run iee-nm-seed0    iee    "${short[@]}" "${cycle[@]}" --pattern nm --nm 2:4
+
+table=$results/resnet20-latency.json
+[ -f "$table" ] || .venv/bin/sparsekern latency-table --model resnet20 --data cifar10 --batch 128 --out "$table"
+for latency in 0.55 0.3; do
+    run "iee-channel-$latency-seed0" iee "${short[@]}" --pattern channel --latency "$latency" --table "$table" --end 234
+    run "halp-$latency-seed0"        halp "${short[@]}" --latency "$latency" --table "$table"
+done
+.venv/bin/python scripts/structured_table.py "$results" > results/structured.md
