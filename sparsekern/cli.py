@@ -185,6 +185,7 @@ def _latency_table(arguments: list[str]) -> int:
             ("rounds", int, 3, "at least so many rounds"), ("max-rounds", int, 12, "at most so many rounds"),
             ("spread", float, 0.02, "rounds are added until nets are known to this share of their latency"),
             ("threads", int, None, "CPU threads; default: torch's"), ("device", str, "cpu", "cpu, cuda or cuda:N"),
+            ("backend", str, "own", "who follows coupled channels: own, or torch-pruning for models that own refuses"),
             ("progress", str, "auto", "auto, rich, plain or none")):
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (default: %(default)s)")
     for name, text in (("channels-last", "keep images and convolutions in channels-last memory order"),
@@ -215,7 +216,7 @@ def _measure(given) -> int:
         torch.set_num_threads(given.threads or threads)
         model = build_model(given.model, classes=classes, shape=shape)
         model.to(given.device, memory_format=torch.channels_last if given.channels_last else torch.contiguous_format)
-        names = ("device", "step", "points", "repeats", "rounds", "max_rounds", "spread", "resume", "overwrite", "progress")
+        names = ("device", "step", "points", "repeats", "rounds", "max_rounds", "spread", "resume", "overwrite", "progress", "backend")
         table = measure_latency_table(model, shape, given.batch, given.out, **{name: getattr(given, name) for name in names})
     except (ValueError, RuntimeError, OSError) as error:
         raise UsageError(f"latency-table: {str(error).splitlines()[0]}") from error

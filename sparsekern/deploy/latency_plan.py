@@ -43,7 +43,7 @@ class LatencyPlan:
         return (0 if layer.diagonal else row), column
 
 
-def make_plan(model: nn.Module, example: Tensor, step: int, points: int) -> LatencyPlan:
+def make_plan(model: nn.Module, example: Tensor, step: int, points: int, backend: str = "own") -> LatencyPlan:
     """Every group at multiples of `step` channels, at most `points` of them, and the nets that measure each pair a layer can meet.
 
     Raises:
@@ -51,7 +51,7 @@ def make_plan(model: nn.Module, example: Tensor, step: int, points: int) -> Late
     """
     if step < 1 or points < 2:
         raise ValueError(f"latency table: expected a step of at least 1 and at least 2 points, got {step} and {points}")
-    groups = tuple(find_channel_groups(model, example))
+    groups = tuple(find_channel_groups(model, example, backend=backend))
     grids = {group.name: _grid(group.channels, step, points) for group in groups if not group.fixed}
     if not grids:
         reasons = "; ".join(f"{group.name}: {group.fixed}" for group in groups[:4])

@@ -28,7 +28,8 @@ Timer = Callable[[nn.Module, Tensor], dict[str, float]]
 
 def measure_latency_table(model: nn.Module, shape: Sequence[int], batch: int, out: Path | str, *, device: torch.device | str = "cpu",
                           step: int = 8, points: int = 8, repeats: int = 3, rounds: int = 3, max_rounds: int = 12, spread: float = 0.02,
-                          resume: bool = False, overwrite: bool = False, progress: str = "auto", timer: Timer | None = None) -> LatencyTable:
+                          resume: bool = False, overwrite: bool = False, progress: str = "auto", timer: Timer | None = None,
+                          backend: str = "own") -> LatencyTable:
     """Measure, write to `out` and return the latency table of a model on this machine, with the threads torch has now.
 
     Args:
@@ -38,6 +39,7 @@ def measure_latency_table(model: nn.Module, shape: Sequence[int], batch: int, ou
         repeats: inferences each time a net comes up (their median counts); one more goes before them.
         rounds, max_rounds, spread: at least, and at most so many rounds, until nine nets out of ten are known to this share of their latency.
         resume: go on with the rounds of a run that was stopped. overwrite: replace the table there is.
+        backend: who follows the coupled channels, as in `find_channel_groups`; training with the table asks the same one.
         timer: (net, images) -> {layer: ms}, "" what comes before the first layer; default `time_layers`.
     Raises:
         ValueError: a setting that cannot work, a table in the way, one of another net or machine, channels that cannot be followed.
@@ -55,7 +57,7 @@ def measure_latency_table(model: nn.Module, shape: Sequence[int], batch: int, ou
     images = torch.rand(batch, *shape, generator=torch.Generator().manual_seed(0), dtype=next(model.parameters()).dtype).to(device)
     if now["memory_format"] == "channels_last":
         images = images.contiguous(memory_format=torch.channels_last)
-    plan = make_plan(model, images[:1], step, points)
+    plan = make_plan(model, images[:1], step, points, backend)
     visits = Visits(out.with_name(f"{out.name}.rounds"), {"fingerprint": now, "nets": list(plan.nets), "repeats": repeats,
                                                           "layers": [layer.name for layer in plan.layers]}, resume)
     timer = timer or time_layers
@@ -79,6 +81,7 @@ def measure_latency_table(model: nn.Module, shape: Sequence[int], batch: int, ou
             if number + 1 >= rounds and visits.spread() <= spread:
                 break
     table = tabulate(plan, visits, now)
+    table.measured["backend"] = backend
     table.save(out)
     visits.path.unlink(missing_ok=True)
     return table

@@ -49,8 +49,8 @@ def find_channel_groups(model: nn.Module, example: Tensor, *, keep_first: bool =
         backend: "own", or "torch-pruning" for models that the own walk refuses (optional dependency; a group is whole there unless
             every member has all its channels in order).
     Raises:
-        ValueError: an unknown backend; a model that cannot be traced or followed, naming the module or operation.
-        ImportError: torch-pruning is asked for and not installed.
+        ValueError: an unknown backend, or one that is not installed; a model that cannot be traced or followed, naming the module or
+            operation.
     """
     if backend not in BACKENDS:
         raise ValueError(f"find_channel_groups: backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")

@@ -20,13 +20,12 @@ def torch_pruning_groups(model: nn.Module, example: Tensor, keep_first: bool) ->
     as one whole group for each of its layers.
 
     Raises:
-        ImportError: torch-pruning is not installed.
-        ValueError: a model with several outputs, or one that torch-pruning fails on.
+        ValueError: torch-pruning is not installed; a model with several outputs, or one that torch-pruning fails on.
     """
     try:
         import torch_pruning
     except ImportError as error:
-        raise ImportError('find_channel_groups: backend="torch-pruning" needs the package: pip install torch-pruning') from error
+        raise ValueError('find_channel_groups: backend="torch-pruning" needs the package: pip install torch-pruning') from error
     with torch.no_grad():
         outputs = [leaf for leaf in tree_leaves(model(example)) if isinstance(leaf, Tensor)]
     if len(outputs) != 1:

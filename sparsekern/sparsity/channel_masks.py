@@ -222,7 +222,8 @@ def plan_channels(model: nn.Module, *, table: str | None, latency: float | str, 
     if not isinstance(shape, list) or not all(isinstance(size, int) for size in shape):
         raise ValueError(f"table: {table} does not say for which images it holds (shape: {shape!r}); measure it again")
     example = torch.zeros(1, *shape, device=device, dtype=next(model.parameters()).dtype)
-    channels = ChannelMasks(model, find_channel_groups(model, example, keep_first=keep_first))
+    channels = ChannelMasks(model, find_channel_groups(model, example, keep_first=keep_first,
+                                                           backend=found.measured.get("backend", "own")))
     budget = ChannelBudget(channels.all, found, bundle, min_keep)
     target = _milliseconds(latency, found.full_ms)
     budget.check(target)

@@ -1,6 +1,7 @@
 """Channels as masks: exact zeros behind them, frozen bits, importance by hand, and what is counted."""
 import copy
 import math
+import sys
 
 import pytest
 import torch
@@ -236,6 +237,16 @@ def test_plans_that_are_refused(tmp_path, changes, words):
     hand_table(net, tmp_path / "t.json")
     with pytest.raises(ValueError, match=words):
         plan_channels(net, **options(tmp_path / "t.json", **changes))
+
+
+def test_the_table_says_who_follows_the_channels(tmp_path, monkeypatch):
+    net = Small()
+    table = hand_table(net, tmp_path / "t.json")
+    table.measured["backend"] = "torch-pruning"
+    table.save(tmp_path / "t.json")
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(ValueError, match="pip install torch-pruning"):
+        plan_channels(net, **options(tmp_path / "t.json"))
 
 
 def test_a_model_that_has_a_sparsifier(tmp_path):
