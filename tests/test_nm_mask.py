@@ -287,6 +287,15 @@ def test_parameters_are_taken():
     assert weight.is_leaf and not mask.requires_grad and torch.equal(weight != 0, mask) and not nm_mask_transposable(weight).requires_grad
 
 
+def test_autograd_notices_the_edit():
+    leaf = torch.randn(8, requires_grad=True)
+    saved = leaf * 1
+    loss = (saved * saved).sum()
+    nm_apply_(saved.detach(), 2, 4)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 # ---- misuse ----
 
 @pytest.mark.parametrize("arguments, options, error, words", [
@@ -299,15 +308,6 @@ def test_parameters_are_taken():
     ((torch.ones(()), 1, 4), {"dim": 1}, ValueError, "dim: expected a dimension from -1 to 0, got 1"),
     ((torch.ones(8).int(), 2, 4), {}, TypeError, "x: expected float32, bfloat16, float16 or float64, got"),
 ])
-def test_autograd_notices_the_edit():
-    leaf = torch.randn(8, requires_grad=True)
-    saved = leaf * 1
-    loss = (saved * saved).sum()
-    nm_apply_(saved.detach(), 2, 4)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
-
-
 @pytest.mark.parametrize("op", ["nm_mask", "nm_apply_"])
 def test_misuse(op, arguments, options, error, words):
     for name in each_implementation(op):
