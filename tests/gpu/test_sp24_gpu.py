@@ -60,3 +60,13 @@ def test_packing_in_a_graph():
     graph.replay()
     for got, want in zip((v, e, vt, et), ops.sp24_compress(x, both=True)):
         assert torch.equal(got.view(torch.int16), want.view(torch.int16))
+
+
+def test_the_private_form_belongs_to_a_stream(monkeypatch):
+    monkeypatch.setattr(backends.CuSparseLt, "pack", staticmethod(backends._dense))
+    lt, (v, e, _) = backends.CuSparseLt(), packed(64, 64)
+    here = lt.packed(v, e, "sm80")
+    assert lt.packed(v, e, "sm80") is here
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):                        # which waits for nothing that the other one still does
+        assert lt.packed(v, e, "sm80") is not here
