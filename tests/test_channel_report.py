@@ -1,14 +1,16 @@
 """The end of a channel run: the slimmed net on disk, its figures in the report; and the start from weights that are there."""
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from channel_runs import Small, hand_table, make, train
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from sparsekern.cli import main
-from sparsekern.deploy.channel_report import describe, load_slim
+from sparsekern.deploy.channel_report import channel_report, describe, load_slim
 from sparsekern.sparsity.latency import LatencyTable, layer_widths
 from sparsekern.testing import toy_batch
 from sparsekern.training.html import _cards
@@ -102,6 +104,36 @@ def test_a_slimmed_net_comes_back_from_its_file(tmp_path):
                 load_slim(wrong, tmp_path / "s.safetensors")
     with pytest.raises(ValueError, match="cannot read"):
         load_slim(Small(), tmp_path / "none.safetensors")
+    for name, value in (("conv1.weight", slimmed.conv1.weight[:, :, :1]), ("bn1.bias", slimmed.bn1.bias[:1]), ("out.weight", torch.zeros(0, 3)),
+                        ("skip.bias", torch.tensor(1.0))):
+        save_file(slimmed.state_dict() | {name: value.detach().contiguous()}, tmp_path / "w.safetensors")
+        untouched = Small()
+        with pytest.raises(ValueError, match=f"of another model: {name.split('.')[0]}"):
+            load_slim(untouched, tmp_path / "w.safetensors")
+        assert untouched.conv1.weight.shape == Small().conv1.weight.shape
+
+
+def test_grouped_convolutions_stay_grouped(tmp_path):
+    net, again = (nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.Conv2d(8, 8, 1, groups=8), nn.Flatten(), nn.Linear(8, 2)) for _ in range(2))
+    save_file(net.state_dict(), tmp_path / "s.safetensors")
+    images = torch.randn(2, 4, 3, 3)
+    assert torch.equal(load_slim(again, tmp_path / "s.safetensors")(images), net(images)) and again[0].groups == 2
+
+
+class Twice(Small):
+    """A module under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.classifier = self.out
+
+
+def test_a_module_of_two_names_is_written_once_for_each(tmp_path):
+    run = SimpleNamespace(model=Twice(), out=tmp_path)
+    _, _, run.sparsifier = make(tmp_path / "t.json", "halp", net=run.model, prunings=3, every=2)
+    train(run.model, run.sparsifier, range(8))
+    slim = channel_report(run, rounds=1)["slim"]
+    assert slim["difference"] < 1e-5 and {"out.weight", "classifier.weight"} <= set(load_file(tmp_path / slim["file"]))
 
 
 # ---- init_from ----

@@ -87,10 +87,14 @@ def damaged(values: dict, how: str) -> None:
      "zero": lambda: entry["outputs"].__setitem__(0, 0), "negative": lambda: entry["ms"][0].__setitem__(0, -1.0),
      "text": lambda: entry["ms"][0].__setitem__(0, "fast"), "entry": lambda: values["layers"]["one"].update(entry="b"),
      "full": lambda: values["layers"]["one"].update(channels=[16, 4]), "rest": lambda: values.update(rest_ms=-1),
-     "missing": lambda: values.pop("layers")}[how]()
+     "missing": lambda: values.pop("layers"), "list": lambda: values.update(entries=[]), "no inputs": lambda: entry.update(inputs=[], ms=[]),
+     "fraction": lambda: entry["inputs"].__setitem__(0, 1.5), "channel text": lambda: values["layers"]["one"]["channels"].__setitem__(0, "x"),
+     "huge": lambda: entry["ms"][0].__setitem__(0, 10**400), "huge rest": lambda: values.update(rest_ms=10**400),
+     "nan": lambda: entry["ms"][0].__setitem__(0, float("nan"))}[how]()
 
 
-@pytest.mark.parametrize("how", ["rows", "row", "order", "zero", "negative", "text", "entry", "full", "rest", "missing"])
+@pytest.mark.parametrize("how", ["rows", "row", "order", "zero", "negative", "text", "entry", "full", "rest", "missing", "list", "no inputs",
+                                 "fraction", "channel text", "huge", "huge rest", "nan"])
 def test_a_damaged_file_is_refused(tmp_path, how):
     path = tmp_path / "t.json"
     table().save(path)
@@ -101,8 +105,8 @@ def test_a_damaged_file_is_refused(tmp_path, how):
         LatencyTable.load(path)
 
 
-@pytest.mark.parametrize("text, words", [("{", "is damaged"), ("[]", "is no such file"), ('{"format": "other"}', "got 'other'"),
-                                         (None, "cannot read")])
+@pytest.mark.parametrize("text, words", [("{", "is damaged"), pytest.param("[" * 100_000, "is damaged", id="deep"),
+                                         ("[]", "is no such file"), ('{"format": "other"}', "got 'other'"), (None, "cannot read")])
 def test_something_else_is_refused(tmp_path, text, words):
     path = tmp_path / "t.json"
     if text is not None:

@@ -101,6 +101,12 @@ class IEE(Sparsifier):
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
         if not 0.0 < c.update_budget <= 1.0 or not 0.0 < c.update_budget_end <= 1.0:
             raise ValueError(f"update_budget, update_budget_end: expected shares in (0, 1], got {c.update_budget} and {c.update_budget_end}")
+        for name, used, needed in (("update_budget_end", c.update_schedule == "exponential", "update_schedule='exponential'"),
+                                   ("first_allocation", c.allocation == "nonuniform", "allocation='nonuniform'"),
+                                   ("approach", c.start == "magnitude", "start='magnitude'"),
+                                   ("approach_every", c.start == "magnitude", "start='magnitude'")):
+            if not used and getattr(c, name) != getattr(IEEConfig, name):
+                raise ValueError(f"{name}: {getattr(c, name)!r} has no effect without {needed}")
         if c.leaky:
             raise ValueError("leaky: IEE explores from the values that weights had when they were pruned, so nothing may move them while they "
                              "are hidden; leave it off")

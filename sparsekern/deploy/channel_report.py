@@ -38,7 +38,8 @@ def channel_report(run, rounds: int = 15) -> dict:
     with torch.no_grad():
         difference = float((slimmed(images) - masked).abs().max() / masked.abs().max().clamp(min=1e-30))
     path = Path(run.out) / FILE
-    save_file({name: value.contiguous() for name, value in slimmed.state_dict().items()}, path)
+    # copies: a module that has two names has its tensors twice, and safetensors refuses shared memory
+    save_file({name: value.clone(memory_format=torch.contiguous_format) for name, value in slimmed.state_dict().items()}, path)
     here = measurable(table, run.model)
     measured, full = beside(slimmed, run.model, images, rounds) if here else (None, None)
     return {"slim": {"predicted_ms": predicted, "predicted_full_ms": table.full_ms, "measured_ms": measured, "measured_full_ms": full,
@@ -70,8 +71,9 @@ def load_slim(model: nn.Module, path: Path | str) -> nn.Module:
     except (SafetensorError, OSError) as error:
         raise ValueError(f"load_slim: cannot read {path} ({error})") from error
     own = model.state_dict()
-    wrong = [name for name, value in own.items() if name not in tensors or tensors[name].dim() != value.dim()
-             or any(new > old for new, old in zip(tensors[name].shape, value.shape))]
+    wrong = [name for name, value in own.items() if name not in tensors or not _cut_from(tensors[name], value)]
+    wrong = wrong or [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d, _BatchNorm))
+                      and len({len(tensors[f"{name}.{key}".lstrip(".")]) for key, value in module.state_dict().items() if value.dim()}) > 1]
     if wrong or set(tensors) - set(own):
         raise ValueError(f"load_slim: {path} is of another model: {', '.join([*wrong, *sorted(set(tensors) - set(own))][:4])}")
     for name, module in model.named_modules():
@@ -84,12 +86,18 @@ def load_slim(model: nn.Module, path: Path | str) -> nn.Module:
         if isinstance(module, nn.Linear):
             module.out_features, module.in_features = module.weight.shape
         elif isinstance(module, nn.Conv2d):
+            depthwise = module.groups == module.in_channels == module.out_channels
             module.out_channels, inputs = module.weight.shape[:2]
-            module.groups = module.out_channels if module.groups > 1 else 1
+            module.groups = module.out_channels if depthwise else module.groups
             module.in_channels = inputs * module.groups
         elif isinstance(module, _BatchNorm):
             module.num_features = len(module.running_mean if module.weight is None else module.weight)
     return model
+
+
+def _cut_from(new: Tensor, old: Tensor) -> bool:
+    """Whether rows and columns of `old` may have been taken out to make `new`."""
+    return new.dim() == old.dim() and new.shape[2:] == old.shape[2:] and all(0 < a <= b for a, b in zip(new.shape[:2], old.shape[:2]))
 
 
 def example(table: LatencyTable, model: nn.Module) -> Tensor:

@@ -97,7 +97,8 @@ class ChannelBudget:
         spent = self.total_ms(now) - math.fsum(map(math.fsum, costs.values()))          # what no choice changes
         values = self._values(bundles, importance)
         least = {name: min(self.min_keep, len(parts)) for name, parts in bundles.items()}
-        taken = self._knapsack(values, costs, budget - spent, least)
+        nothing = dict.fromkeys(bundles, 0)
+        taken = self._fitting(nothing, bundles, self._knapsack(values, costs, budget - spent, least), least, values, costs, budget)
         # The inputs shrank as well, so there may be room for some of what was cut.
         kept = {name: _mask(keep[name], bundles[name][:taken[name]]) for name in self.groups}
         return self._add(kept, {name: parts[taken[name]:] for name, parts in bundles.items()}, importance, budget)
@@ -192,11 +193,16 @@ class ChannelBudget:
         values = self._values(bundles, importance)
         none, everything = dict.fromkeys(bundles, 0), {name: len(parts) for name, parts in bundles.items()}
         taken = everything if self._wide(start, bundles, everything) <= budget else self._knapsack(values, costs, budget - now, none)
-        while self._wide(start, bundles, taken) > budget and any(taken.values()):
-            poorest = min((name for name, count in taken.items() if count),
-                          key=lambda name: values[name][taken[name] - 1] / max(costs[name][taken[name] - 1], 1e-9))
-            taken[poorest] -= 1
+        taken = self._fitting(start, bundles, taken, none, values, costs, budget)
         return {name: _mask(mask, bundles[name][:taken[name]]) | mask for name, mask in kept.items()}
+
+    def _fitting(self, start: Mapping[str, int], bundles: Mapping[str, list[Tensor]], taken: dict[str, int], least: Mapping[str, int],
+                 values: Mapping[str, list[float]], costs: Mapping[str, list[float]], budget: float) -> dict[str, int]:
+        """`taken`, with the poorest given back (down to `least`) as long as the true latency is above the budget."""
+        while self._wide(start, bundles, taken) > budget and (spare := [name for name, count in taken.items() if count > least[name]]):
+            poorest = min(spare, key=lambda name: values[name][taken[name] - 1] / max(costs[name][taken[name] - 1], 1e-9))
+            taken[poorest] -= 1
+        return taken
 
     def _wide(self, start: Mapping[str, int], bundles: Mapping[str, list[Tensor]], taken: Mapping[str, int]) -> float:
         """Milliseconds with so many bundles beside `start` channels."""

@@ -240,6 +240,8 @@ class _Walk:
         if divides or len(values) == 1 and kind in _SUMS and any(isinstance(item, fx.Node) or item != 0 for item in operands
                                                                  if item not in self.known):
             values[0][0][0].fix(f"{where} moves zeros")
+        if any(isinstance(item, fx.Node) and item not in self.known for item in operands):
+            values[0][0][0].fix(f"{where} takes a size, which may change with the channels")
         self.known[node] = values[0][0]
 
     def _reshape(self, node, value, where) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsekern import ops
 from sparsekern.sparsity.channel_budget import ChannelBudget
@@ -146,7 +147,8 @@ class ChannelMaskSet(MaskSet):
 
 
 class TaylorSum:
-    """Mean over steps of each channel's importance: |sum over its norms of (g_gamma * gamma + g_beta * beta)|, or |sum of W * g| without norms.
+    """Mean over steps of each channel's importance: |sum over its norms of (g_gamma * gamma + g_beta * beta)|, or |sum of W * g| without norms
+    that train.
 
     A step in which any value is not finite is left out as a whole.
 
@@ -155,7 +157,8 @@ class TaylorSum:
 
     def __init__(self, model: nn.Module, groups: Iterable[ChannelGroup]):
         self.groups = list(groups)
-        self._members = [[model.get_submodule(name) for name in group.norms or group.producers] for group in self.groups]
+        norms = [[norm for norm in map(model.get_submodule, group.norms) if norm.weight.requires_grad] for group in self.groups]
+        self._members = [own or [model.get_submodule(name) for name in group.producers] for own, group in zip(norms, self.groups)]
         device = self._members[0][0].weight.device
         self._sum = torch.zeros(sum(group.channels for group in self.groups), device=device)
         self._steps = torch.zeros((), device=device)
@@ -168,7 +171,7 @@ class TaylorSum:
             trained = [module for module in members if module.weight.grad is not None]
             seen |= bool(trained)
             total = torch.zeros(group.channels, device=self._sum.device)
-            if group.norms and trained:
+            if trained and isinstance(trained[0], _BatchNorm):
                 gamma, beta = [module.weight for module in trained], [_or_zeros(module.bias, module.weight) for module in trained]
                 for signed in ops.bn_taylor(gamma, [weight.grad for weight in gamma], beta, [_or_zeros(bias.grad, bias) for bias in beta]):
                     total += signed
@@ -218,9 +221,9 @@ def plan_channels(model: nn.Module, *, table: str | None, latency: float | str, 
     found = LatencyTable.load(table)
     device = next(model.parameters()).device
     found.check(model, device=device, machine=not other_machine)
-    shape = found.fingerprint.get("shape")
-    if not isinstance(shape, list) or not all(isinstance(size, int) for size in shape):
-        raise ValueError(f"table: {table} does not say for which images it holds (shape: {shape!r}); measure it again")
+    batch, shape = found.fingerprint.get("batch"), found.fingerprint.get("shape")
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 1 for size in [batch, *shape]):
+        raise ValueError(f"table: {table} does not say for which images it holds (batch: {batch!r}, shape: {shape!r}); measure it again")
     example = torch.zeros(1, *shape, device=device, dtype=next(model.parameters()).dtype)
     channels = ChannelMasks(model, find_channel_groups(model, example, keep_first=keep_first,
                                                            backend=found.measured.get("backend", "own")))

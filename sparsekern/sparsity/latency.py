@@ -14,6 +14,7 @@ from torch import nn
 from sparsekern._machine import cpu_name
 
 FORMAT = "sparsekern-latency-1"
+_LONGEST = 1e12                                             # milliseconds
 MACHINE = ("device", "threads", "torch")                    # entries of the fingerprint that tell of the machine, not of the net
 
 
@@ -119,7 +120,7 @@ class LatencyTable:
             layers = {name: (layer["entry"], tuple(layer["channels"])) for name, layer in values["layers"].items()}
             table = cls(dict(values["fingerprint"]), layers, entries, float(values["rest_ms"]), dict(values["measured"]))
             _check(table)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise ValueError(f"latency table: {path} is damaged ({error}); measure it again: sparsekern latency-table") from error
         return table
 
@@ -177,7 +178,7 @@ def read_json(path: Path, form: str) -> dict:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"latency table: cannot read {path}: {error.strerror or error}. Measure one: sparsekern latency-table") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"latency table: {path} is damaged ({error}); measure it again: sparsekern latency-table") from error
     found = values.get("format") if isinstance(values, dict) else None
     if found != form:
@@ -190,17 +191,23 @@ def _check(table: LatencyTable) -> None:
         rows = 1 if entry.inputs is None else len(entry.inputs)
         if len(entry.ms) != rows or any(len(row) != len(entry.outputs) for row in entry.ms):
             raise ValueError(f"entry {name}: expected {rows} rows of {len(entry.outputs)} milliseconds")
-        for grid in (entry.inputs or (1,), entry.outputs):
-            if not grid or list(grid) != sorted(set(grid)) or grid[0] < 1:
+        for grid in ((1,) if entry.inputs is None else entry.inputs, entry.outputs):
+            if not grid or not _are_counts(grid) or list(grid) != sorted(set(grid)):
                 raise ValueError(f"entry {name}: expected channel counts from 1 on, ascending, got {list(grid)}")
-        if not all(isinstance(value, int | float) and 0 <= value < math.inf for row in entry.ms for value in row):
+        if not all(isinstance(value, int | float) and 0 <= value < _LONGEST for row in entry.ms for value in row):
             raise ValueError(f"entry {name}: expected milliseconds of 0 or more")
-    if not 0 <= table.rest_ms < math.inf:
+    if not 0 <= table.rest_ms < _LONGEST:
         raise ValueError(f"rest_ms: expected 0 or more, got {table.rest_ms}")
     for name, (entry, full) in table.layers.items():
         grid = table.entries[entry]
+        if not _are_counts(full):
+            raise ValueError(f"layer {name}: expected channel counts from 1 on, got {list(full)}")
         if len(full) != 2 or full[1] != grid.outputs[-1] or (grid.inputs is not None and full[0] != grid.inputs[-1]):
             raise ValueError(f"layer {name}: its channels {list(full)} are not the largest of entry {entry}")
+
+
+def _are_counts(values: Sequence) -> bool:
+    return all(type(value) is int and value >= 1 for value in values)
 
 
 def _between(grid: Sequence[int], values: Sequence[float], x: int) -> float:

@@ -51,6 +51,7 @@ def load(sparsifier, saved: dict) -> None:
     for name, found in counts.items():
         _compare(f"kept weights per layer in the masks of {name}", meta["counts"].get(name), found)
 
+    s.load_extra_state(meta["extra"])                       # which may refuse, too
     s.masks.restore(masks, counts)
     for bank, name in enumerate(s.subnets[:len(s.norms.banks)]):
         for key, own in s.norms.banks[bank].items():
@@ -60,7 +61,6 @@ def load(sparsifier, saved: dict) -> None:
     for key, own in s.log.tensors().items():
         own.copy_(tensors[key])
     s.steps, s.history = meta["steps"], [dict(record) for record in meta["history"]]
-    s.load_extra_state(meta["extra"])
     s.load_extra_tensors(extra)
 
 

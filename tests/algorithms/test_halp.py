@@ -96,6 +96,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path, at):
 
 def test_another_table_on_resume_is_refused(tmp_path):
     net, _, sparsifier = halp(tmp_path, latency="2.5ms")
+    train(net, sparsifier, range(9))
     saved = sparsifier.state_dict()
     table = hand_table(net)
     table.rest_ms += 1
@@ -104,6 +105,7 @@ def test_another_table_on_resume_is_refused(tmp_path):
                   bundle=2, latency="2.5ms", prunings=5, every=4)
     with pytest.raises(ValueError, match="was started with a table of"):
         other.load_state_dict(saved)
+    assert other.steps == 0 and not other.history and all(mask.all() for mask in other.masks[other.net])        # nothing has changed
 
 
 def test_the_whole_latency_prunes_nothing(tmp_path):

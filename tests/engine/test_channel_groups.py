@@ -141,6 +141,7 @@ def test_what_is_refused_is_named_and_a_way_out_is_offered(forward, layers, word
     (lambda m, x: m.b(m.a(x) + 1), {"a": conv(), "b": conv(8, 4)}, "add in the model's forward moves zeros"),
     (lambda m, x: m.b(torch.add(m.a(x), other=0.5)), {"a": conv(), "b": conv(8, 4)}, "add in the model's forward moves zeros"),
     (lambda m, x: m.b(m.a(x) - x.size(0)), {"a": conv(), "b": conv(8, 4)}, "sub in the model's forward moves zeros"),
+    (lambda m, x: m.b(m.a(x) / m.a(x).size(1)), {"a": conv(), "b": conv(8, 4)}, "truediv in the model's forward takes a size"),
     (lambda m, x: m.b(2 / m.a(x)), {"a": conv(), "b": conv(8, 4)}, "truediv in the model's forward moves zeros"),
     (lambda m, x: m.b(m.a(x) / m.a2(x)), {"a": conv(), "a2": conv(), "b": conv(8, 4)}, "truediv in the model's forward moves zeros"),
     (lambda m, x: m.b(m.a(x).view(-1, 8192)), {"a": conv(), "b": nn.Linear(8192, 4)}, "view in the model's forward asks for 8192 columns"),

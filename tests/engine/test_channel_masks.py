@@ -196,6 +196,18 @@ def test_without_norms_the_weights_tell():
     torch.testing.assert_close(taylor.mean()["hidden"], (net.hidden.weight * net.hidden.weight.grad).sum(1).abs().detach())
 
 
+def test_norms_that_do_not_train_leave_it_to_the_weights():
+    net = Small()
+    for param in net.bn1.parameters():
+        param.requires_grad_(False)
+    taylor = TaylorSum(net, channels_of(net).groups)
+    backward(net, 0)
+    taylor.add()
+    wanted = (net.conv1.weight * net.conv1.weight.grad).flatten(1).sum(1).abs().detach()
+    torch.testing.assert_close(taylor.mean()["conv1"], wanted)
+    assert (wanted > 0).all()
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_steps_with_values_that_are_not_finite_are_left_out(bad):
     net = Small()
@@ -267,10 +279,12 @@ def test_tables_of_other_models_and_machines(tmp_path):
     with pytest.raises(ValueError, match="another machine or setup: device was 'a slide rule'"):
         plan_channels(net, **options(tmp_path / "t.json"))
     assert plan_channels(net, **options(tmp_path / "t.json", other_machine=True))[2] == pytest.approx(table.full_ms / 2)
-    del table.fingerprint["shape"]
-    table.save(tmp_path / "t.json")
-    with pytest.raises(ValueError, match="does not say for which images"):
-        plan_channels(net, **options(tmp_path / "t.json", other_machine=True))
+    for key, value in (("batch", None), ("batch", "many"), ("shape", [3, -8, 8]), ("shape", None)):
+        right, table.fingerprint[key] = table.fingerprint[key], value
+        table.save(tmp_path / "t.json")
+        with pytest.raises(ValueError, match="does not say for which images"):
+            plan_channels(net, **options(tmp_path / "t.json", other_machine=True))
+        table.fingerprint[key] = right
 
 
 def test_the_pattern():
