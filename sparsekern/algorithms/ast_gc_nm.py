@@ -30,7 +30,7 @@ class NMForm:
         implied = [pattern.sparsity for pattern in patterns]
         if config.sparsity != implied:                              # as in a config that was filled in before
             refuse_settings(config, "unstructured", "sparsity")
-        refuse_settings(config, "unstructured", "initial_sparsity", "nested", "drop_over_all")
+        refuse_settings(config, "unstructured", "initial_sparsity", "nested", "drop_over_all", "min_per_layer")
         config.nm, config.sparsity = list(self.patterns), implied
 
     def fitting(self, layers: list[Layer]) -> tuple[list[Layer], dict[str, dict[str, str]]]:

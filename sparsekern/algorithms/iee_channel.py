@@ -55,8 +55,9 @@ class ChannelForm(Form):
             return []
         events = min(_APPROACH, max(1, c.total_steps // 10)) if c.approach is None else c.approach
         every = max(1, min(_EVERY, c.total_steps // (10 * max(1, events)))) if c.approach_every is None else c.approach_every
-        if events < 1 or every < 1:
-            raise ValueError(f"approach, approach_every: expected at least 1, got {events} and {every}")
+        if events < 1 or every < 1 or events * every >= c.total_steps:
+            raise ValueError(f"approach, approach_every: expected at least 1 each, and their product below the {c.total_steps} steps of the run, "
+                             f"got {events} and {every}")
         return [every] * events
 
     def start(self) -> None:

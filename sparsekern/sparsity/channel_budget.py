@@ -185,7 +185,7 @@ class ChannelBudget:
         return dict(zip(values, taken))
 
     def _add(self, kept: dict[str, Tensor], bundles: Mapping[str, list[Tensor]], importance: Keep, budget: float) -> dict[str, Tensor]:
-        """Take of `bundles` what fits beside `kept`, and give back the poorest as long as the true latency is above the budget."""
+        """Take of `bundles` what fits beside `kept`, held to the true latency: the poorest go back until it is met, then what fits comes."""
         start = {name: int(mask.sum()) for name, mask in kept.items()}
         now = self.total_ms(start)
         widths = self.widths(start)
@@ -194,6 +194,11 @@ class ChannelBudget:
         none, everything = dict.fromkeys(bundles, 0), {name: len(parts) for name, parts in bundles.items()}
         taken = everything if self._wide(start, bundles, everything) <= budget else self._knapsack(values, costs, budget - now, none)
         taken = self._fitting(start, bundles, taken, none, values, costs, budget)
+        # What was given back may have made room for something smaller.
+        while room := [name for name, count in taken.items() if count < len(bundles[name])
+                       and self._wide(start, bundles, taken | {name: count + 1}) <= budget]:
+            richest = max(room, key=lambda name: values[name][taken[name]] / max(costs[name][taken[name]], 1e-9))
+            taken[richest] += 1
         return {name: _mask(mask, bundles[name][:taken[name]]) | mask for name, mask in kept.items()}
 
     def _fitting(self, start: Mapping[str, int], bundles: Mapping[str, list[Tensor]], taken: dict[str, int], least: Mapping[str, int],

@@ -342,6 +342,7 @@ def test_layers_left_dense_are_in_the_report(tmp_path, capsys):
     ({"sparsity": [0.9]}, r"sparsity: belongs to pattern='unstructured', got \[0.9\] with pattern='nm'"),
     ({"initial_sparsity": 0.5}, "initial_sparsity: belongs to"),
     ({"nested": True}, "nested: belongs to pattern='unstructured'"), ({"drop_over_all": True}, "drop_over_all: belongs to"),
+    ({"min_per_layer": 2}, "min_per_layer: belongs to"),
     ({"pattern": "n:m"}, "pattern: expected 'unstructured' or 'nm', got 'n:m'"),
     ({"pattern": "unstructured", "nm": "1:2"}, "nm: belongs to pattern='nm', got '1:2'"),
     ({"prune_end": 0}, "no mask event falls between"), ({"only": "nothing"}, "nothing to prune"),

@@ -237,7 +237,8 @@ def test_hooked_optimizers_and_gradient_scalers(path):
     ({"latency": 0.05}, "below the smallest net"), ({"latency": "99ms"}, "above the full net"), ({"table": None}, "table: expected the path"),
     ({"zero_init": True}, "zero_init: a channel whose"), ({"only": "conv"}, "only: channels are chosen in coupled groups"),
     ({"skip_first": True}, "skip_first: .* use keep_first"), ({"score": "magnitude"}, "score: expected one of taylor"),
-    ({"start": "magnitude", "approach": 0}, "approach, approach_every"), ({"end": 5}, "no cycle of 3"),
+    ({"start": "magnitude", "approach": 0}, "approach, approach_every"),
+    ({"start": "magnitude", "approach": 6, "approach_every": 10, "end": None}, "product below the 60 steps"), ({"end": 5}, "no cycle of 3"),
     ({**PRETRAINED, "end": 4}, "no cycle of 3"), ({"approach": 4}, "approach: 4 has no effect without start='magnitude'"),
     ({"approach_every": 2}, "approach_every: 2 has no effect without start='magnitude'")])
 def test_bad_settings_change_nothing(path, fields, words):

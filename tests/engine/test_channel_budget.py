@@ -39,6 +39,12 @@ def whole() -> dict[str, torch.Tensor]:
     return {"a": torch.ones(8, dtype=torch.bool), "b": torch.ones(6, dtype=torch.bool)}
 
 
+def nothing_more_fits(budget: ChannelBudget, counts: dict[str, int], ms: float) -> bool:
+    """Whether a further bundle of any group would be too slow."""
+    more = {name: min(group.channels, counts[name] + budget.bundle) for name, group in budget.groups.items()}
+    return all(more[name] == counts[name] or budget.total_ms(counts | {name: more[name]}) > ms for name in more)
+
+
 def on(mask: torch.Tensor) -> list[int]:
     return mask.nonzero().flatten().tolist()
 
@@ -124,7 +130,7 @@ def test_pruning_meets_every_budget_and_is_no_worse_than_any_other_choice_at_the
     smallest, full = budget.limits()
     ms = min(full, smallest + share * (full - smallest))
     masks = budget.choose_keep(whole(), scores, ms)
-    assert budget.total_ms(kept(masks)) <= ms + 1e-9
+    assert budget.total_ms(kept(masks)) <= ms + 1e-9 and nothing_more_fits(budget, kept(masks), ms)
     parts = {name: budget._bundles(name, whole()[name], scores[name]) for name in scores}
     costs = {name: budget._steps(name, budget.widths({}), 0, parts[name]) for name in parts}
     values = budget._values(parts, scores)
@@ -191,6 +197,7 @@ def test_growing_loses_nothing_and_meets_every_budget(seed, share, bundle):
     now, full = budget.total_ms(kept(keep)), budget.limits()[1]
     masks = budget.choose_grow(keep, scores, now + share * (full - now))
     assert budget.total_ms(kept(masks)) <= now + share * (full - now) + 1e-9
+    assert nothing_more_fits(budget, kept(masks), now + share * (full - now))
     assert not any(on(keep[name] & ~mask) for name, mask in masks.items())
     if share == 1:
         assert budget.total_ms(kept(masks)) <= full
