@@ -40,7 +40,7 @@ def measured(nets, model, images):
     return [(statistics.median(times), statistics.median(shares)) for times, shares in found]
 
 
-@pytest.mark.parametrize("name, points", [("resnet20", 8), ("wrn-22-2", 5)])         # every width measured; and widths in between predicted
+@pytest.mark.parametrize("name, points", [("resnet20-b", 8), ("wrn-22-2", 5)])         # every width measured; and widths in between predicted
 def test_predicted_against_measured(name, points, note, tmp_path):
     model, images = build_model(name).eval(), torch.rand(BATCH, *SHAPE)
     table = measure_latency_table(model, SHAPE, BATCH, tmp_path / "table.json", step=STEP, points=points, progress="plain")

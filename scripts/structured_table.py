@@ -65,7 +65,7 @@ def pattern_rows(found: dict[str, list[dict]]) -> None:
 
 
 def channel_rows(found: dict[str, list[dict]]) -> None:
-    dense = [report for reports in [found.get("dense", [])] for report in reports]
+    dense = found.get("dense-b", [])
     print("| run | latency asked | predicted ms | measured ms | whole net measured ms | images/s | parameters | file | test accuracy % |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name, reports in found.items():

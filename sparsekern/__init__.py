@@ -2,6 +2,7 @@
 from sparsekern import nn, ops
 from sparsekern._version import __version__
 from sparsekern.algorithms import AST_GC, GSE, HALP, IEE, SET, RigL, Static
-from sparsekern.sparsity import sparsify
+from sparsekern.sparsity import pack_nm, sparsify, sparsify_nm
 
-__all__ = ["AST_GC", "GSE", "HALP", "IEE", "RigL", "SET", "Static", "__version__", "nn", "ops", "sparsify"]
+__all__ = ["AST_GC", "GSE", "HALP", "IEE", "RigL", "SET", "Static", "__version__", "nn", "ops", "pack_nm",
+           "sparsify", "sparsify_nm"]

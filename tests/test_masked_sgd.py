@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from sparsekern import ops
 from sparsekern._native import native
+from sparsekern.ops._register import has_kernel, op_names
 from sparsekern.testing import assert_close, awkward_shapes, double, each_implementation, random_masks, threads
 
 SCALARS = {"weight_decay": 0.01, "momentum": 0.9, "lr": 0.1, "dampening": 0.0, "nesterov": False, "maximize": False, "is_first_step": False}
@@ -196,6 +197,21 @@ def test_is_clean():
 
 
 # ---- citizenship ----
+
+def test_what_an_op_writes_counts_as_edited():
+    params, grads, buffers = make([(5, 3), (4,)])
+    before = [t._version for t in (*params, *grads, *buffers)]
+    torch.ops.sparsekern.masked_sgd_(params, grads, buffers, [NONE, NONE], **SCALARS)
+    after = [t._version for t in (*params, *grads, *buffers)]
+    assert [a > b for a, b in zip(after, before)] == [True, True, False, False, True, True]
+
+
+def test_every_op_that_writes_counts_it():
+    for name in op_names():
+        packet, _, overload = name.partition(".")
+        schema = getattr(getattr(torch.ops.sparsekern, packet), overload or "default")._schema
+        assert not (native.available and schema.is_mutable) or has_kernel(name, "ADInplaceOrView"), name
+
 
 def test_opcheck():
     params, grads, buffers = make([(5, 3), (4,)])

@@ -287,6 +287,15 @@ def test_parameters_are_taken():
     assert weight.is_leaf and not mask.requires_grad and torch.equal(weight != 0, mask) and not nm_mask_transposable(weight).requires_grad
 
 
+def test_autograd_notices_the_edit():
+    leaf = torch.randn(8, requires_grad=True)
+    saved = leaf * 1
+    loss = (saved * saved).sum()
+    nm_apply_(saved.detach(), 2, 4)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 # ---- misuse ----
 
 @pytest.mark.parametrize("arguments, options, error, words", [

@@ -273,6 +273,11 @@ def test_the_gradient_of_values_follows_an_edit_of_index():
         index[:, 1::2] = 7
 
 
+def test_gradients_take_a_position_that_is_none_for_the_last_one_too():
+    index = torch.tensor([[0, 4, 255]], dtype=torch.uint8)              # no product is asked to look at them on a GPU
+    assert nm_columns(index, 1, 4).tolist() == [[0, 7, 11]]
+
+
 def test_what_is_remembered_is_bounded_and_dies_with_its_tensor():
     known, made = Remembered(slots=2), []
 

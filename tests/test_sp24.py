@@ -278,6 +278,16 @@ def test_gradients():
     assert torch.autograd.gradcheck(lambda b: sp24_mm(v, e, b, rows=20), (short,))
 
 
+def test_autocast_leaves_the_types_alone():
+    v, e = ops.sp24_compress(torch.randn(32, 64))[:2]
+    b = torch.randn(64, 5, requires_grad=True)
+    want, = torch.autograd.grad((product := ops.sp24_mm(v, e, b)).sum(), b)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = ops.sp24_mm(v, e, b)
+        gradient, = torch.autograd.grad(got.sum(), b)
+    assert torch.equal(got, product) and torch.equal(gradient, want)
+
+
 def test_gradient_of_halves():
     x = torch.randn(64, 64).bfloat16()
     v, e = sp24_compress(x)[:2]

@@ -54,6 +54,15 @@ def test_the_first_that_is_right_is_taken(use):
     assert len(first.calls) == 8                                        # per dtype
 
 
+def test_autocast_changes_neither_verdict_nor_type(use, recwarn):
+    use(Fake("fake"))
+    v, e, b = operands(torch.float16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ops.sp24_backend(64, 128, 24, dtype=torch.float16, device="cpu").backend == "fake" and not recwarn.list
+        got = ops.sp24_mm(v, e, b)
+    assert torch.equal(got, ops.sp24_mm(v, e, b)) and got.dtype == torch.float16
+
+
 def one_wrong(out):
     out[-1, -1] += 1
     return out
@@ -166,12 +175,14 @@ def test_private_form_follows_the_weights(monkeypatch):
     e.copy_(e)
     assert lt.packed(v, e, "sm80") is made[2]
     assert lt.packed(v, e.clone(), "sm80") is made[3] and lt.packed(v, e, "linear") is made[4]
+    v.data = -v                                                         # counts as no new version
+    assert torch.equal(lt.packed(v, e, "linear"), -made[4])
     del v                                                               # and is not kept when they go
     assert len(lt._packed) == 0
     with torch.inference_mode():
         v, e, _ = operands()
     lt.packed(v, e, "sm80")
-    assert lt.packed(v, e, "sm80") is made[6]                           # such tensors count no versions
+    assert lt.packed(v, e, "sm80") is made[7]                           # such tensors count no versions
 
 
 def test_the_algorithm_is_searched_once_per_shape(monkeypatch):

@@ -27,7 +27,7 @@ inline bool check_sp24_compress(const at::Tensor& x, bool both, c10::string_view
   return sm80;
 }
 
-// The mask of x, which is contiguous; `packed` tells whether x was given so. Copies go to `keep`.
+// The mask in row-major order; what it points to lives in `keep`. Packed words go with a row-major x.
 inline MaskView sp24_mask(const std::optional<at::Tensor>& mask, const at::Tensor& x, at::Tensor& keep) {
   constexpr const char* kOp = "sp24_compress";
   if (!mask || !mask->defined() || (mask->numel() == 0 && (x.numel() != 0 || mask->dim() == 1))) return {};

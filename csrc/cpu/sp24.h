@@ -175,7 +175,7 @@ bool pack_piece<uint16_t>(const Sp24Pack<uint16_t>& s, int64_t begin, int64_t en
       for (int half = 0; half < 64; half += 32) store_words(words[half], 4, s.out.e, s.out.sm80, rows, cols / 16, r + half, c / 16, 2);
       pack_across(tile, mask, s.infinity, v, words);
       for (int half = 0; half < 64; half += 32) store_words(words[half], 4, s.turned.e, s.turned.sm80, cols, rows / 16, c + half, r / 16, 2);
-      for (int k = 0; k < 64; ++k) std::memcpy(s.turned.v + ((c + k) * rows + r) / 2, v[k], 64);
+      for (int k = 0; k < 64; ++k) copy_line(s.turned.v + ((c + k) * rows + r) / 2, v[k], s.turned.past_cache);
     }
   finish_stores();
   return good;

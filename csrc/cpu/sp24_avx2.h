@@ -20,6 +20,10 @@ SK_INLINE void put(uint16_t* at, __m256i x, bool past_cache) {
   if (past_cache) _mm256_stream_si256(reinterpret_cast<__m256i*>(at), x);
   else store_wide(at, x);
 }
+SK_INLINE void copy_line(uint16_t* to, const uint16_t* from, bool past_cache) {
+  put(to, load_wide(from), past_cache);
+  put(to + 16, load_wide(from + 16), past_cache);
+}
 SK_INLINE void finish_stores() { _mm_sfence(); }
 SK_INLINE Halves load32(const uint16_t* at) { return {load_wide(at), load_wide(at + 16)}; }
 SK_INLINE void store32(uint16_t* at, Halves a) {

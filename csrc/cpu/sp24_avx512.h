@@ -51,6 +51,7 @@ SK_INLINE void put(uint16_t* at, __m512i x, bool past_cache) {
   if (past_cache) _mm512_stream_si512(reinterpret_cast<__m512i*>(at), x);
   else _mm512_storeu_si512(at, x);
 }
+SK_INLINE void copy_line(uint16_t* to, const uint16_t* from, bool past_cache) { put(to, _mm512_loadu_si512(from), past_cache); }
 SK_INLINE void finish_stores() { _mm_sfence(); }
 // 64 elements of two rows: element j of their groups is a[j].
 SK_INLINE void load4(const uint16_t* one, const uint16_t* two, Halves (&a)[4]) {

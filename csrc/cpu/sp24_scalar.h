@@ -50,6 +50,7 @@ SK_INLINE Halves select16(Lanes32 m, Halves inside, Halves outside) {
 SK_INLINE void load4(const uint16_t* one, const uint16_t* two, Halves (&a)[4]) {
   for (int k = 0; k < 64; ++k) a[k % 4].v[k / 4] = one[k], a[k % 4].v[16 + k / 4] = two[k];
 }
+SK_INLINE void copy_line(uint16_t* to, const uint16_t* from, bool) { std::memcpy(to, from, 64); }
 SK_INLINE void finish_stores() {}
 SK_INLINE void store4(uint16_t* one, uint16_t* two, const Halves (&a)[4], bool) {
   for (int k = 0; k < 64; ++k) one[k] = a[k % 4].v[k / 4], two[k] = a[k % 4].v[16 + k / 4];

@@ -96,9 +96,9 @@ __device__ __forceinline__ void search_patterns(unsigned (&x)[4][8], unsigned in
         const unsigned bits = x[i][j >> 1] >> 16 * (j & 1) & 0x7fff;
         // A half's exponent and fraction moved to their places, scaled by 2^112, is its value; infinity and NaN stay above all others.
         const float half = bits > 0x7bff ? __uint_as_float(0x7f800000u | (bits & 0x3ff)) : __uint_as_float(bits << 13) * 0x1p112f;
-        size[i][j] = counted_magnitude(infinity == 0x7c00 ? half : __uint_as_float(bits << 16));
+        size[i][j] = bounded_magnitude(infinity == 0x7c00 ? half : __uint_as_float(bits << 16));
       }
-    const unsigned best = best_transposable(size);
+    const unsigned best = best_pattern(size);
 #pragma unroll
     for (int i = 0; i < 4; ++i) marked[i] = marked[i] >> 4 | (best >> 4 * i & 15) << 12;
     next_columns(x);

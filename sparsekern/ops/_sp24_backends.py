@@ -91,7 +91,7 @@ class CuSparseLt:
     name = "cuSPARSELt"
 
     def __init__(self):
-        self._packed = WeakIdKeyDictionary()                # v -> (its version, e, the version of that, layout, the private form)
+        self._packed = WeakIdKeyDictionary()                # v -> (e, the state of both, the private form)
         self._algorithms: dict[tuple, int] = {}
 
     def refuses(self, problem: Problem) -> str:
@@ -114,10 +114,12 @@ class CuSparseLt:
         """The private form of (v, e), again only when one of them has changed."""
         if v.is_inference() or e.is_inference():            # they count no versions
             return self.pack(v, e, layout)
+        # Memory belongs to the stream it was made on.
+        state = v._version, v.data_ptr(), e._version, e.data_ptr(), layout, torch.cuda.current_stream(v.device) if v.is_cuda else None
         known = self._packed.get(v)
-        if known is None or known[0] != v._version or known[1] is not e or known[2:4] != (e._version, layout):
-            known = self._packed[v] = (v._version, e, e._version, layout, self.pack(v, e, layout))
-        return known[4]
+        if known is None or known[0] is not e or known[1] != state:
+            known = self._packed[v] = (e, state, self.pack(v, e, layout))
+        return known[2]
 
     @staticmethod
     def pack(v: Tensor, e: Tensor, layout: str) -> Tensor:
@@ -173,7 +175,8 @@ def _verdict(backend: Backend, problem: Problem) -> str:
         if key not in _verdicts:
             if problem.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
                 return "not tested yet, which cannot be done while a CUDA graph is captured"
-            _verdicts[key] = _self_test(backend, problem)
+            with torch.autocast(problem.device.type, enabled=False):        # the dense products would come in its type
+                _verdicts[key] = _self_test(backend, problem)
             if _verdicts[key]:
                 warnings.warn(f"sp24_mm: {backend.name} is not used for {problem.dtype} on {problem.device}: {_verdicts[key]}", stacklevel=4)
         return _verdicts[key]

@@ -109,10 +109,10 @@ def check_product(values: Tensor, index: Tensor, b: Tensor, n: int, m: int, cols
 # ---- gradients ----
 
 def nm_columns(index: Tensor, n: int, m: int, v: int = 1) -> Tensor:
-    """int32 [rows, cols / m * n]: the column of every stored element."""
+    """int32 [rows, cols / m * n]: the column of every stored element. A position that is none counts as the last one."""
     first = torch.arange(index.shape[1], dtype=torch.int32, device=index.device)
     first = first.div(max(n, 1), rounding_mode="floor") * m
-    return (first + index.int()).repeat_interleave(v, 0)
+    return (first + index.clamp(max=m - 1).int()).repeat_interleave(v, 0)
 
 
 def as_csr(index: Tensor, n: int, m: int, v: int) -> tuple[Tensor, Tensor]:

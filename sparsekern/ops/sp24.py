@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sparsekern.ops import _sp24_backends as backends
 from sparsekern.ops._csr_pattern import accumulator
-from sparsekern.ops._register import autograd_kernel, composed, define, fake, reference
+from sparsekern.ops._register import autocast_kernel, autograd_kernel, composed, define, fake, reference
 from sparsekern.ops.mask_bits import check_mask, dense_mask
 from sparsekern.ops.nm_mask import check_floats, nm_mask_transposable
 
@@ -291,7 +291,8 @@ class _Product(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             w = torch.ops.sparsekern.sp24_decompress(v, e, [v.shape[0], 2 * v.shape[1]], layout=ctx.layout)
             wide = grad.dtype if grad.is_cuda else accumulator(grad.dtype)          # a GPU's product sums in float32 by itself
-            d_b = (w.t().to(wide) @ grad.to(wide)).to(ctx.b_dtype)
+            with torch.autocast(grad.device.type, enabled=False):
+                d_b = (w.t().to(wide) @ grad.to(wide)).to(ctx.b_dtype)
         if ctx.needs_input_grad[3]:
             d_bias = grad.sum(1, dtype=accumulator(grad.dtype)).to(ctx.bias_dtype)
         return None, None, d_b, d_bias, None, None
@@ -303,6 +304,12 @@ def _autograd(v, e, b, *, bias=None, layout="sm80", out_dtype=None):
         return _Product.apply(v, e, b, bias, layout, out_dtype)
     with _below_autograd():
         return _mm(v, e, b, bias=bias, layout=layout, out_dtype=out_dtype)
+
+
+@autocast_kernel("sp24_mm")
+def _(dtype, *args, **kwargs):
+    """In the types that were given: the library's products inside must not take another, nor fail their self-test for it."""
+    return _mm(*args, **kwargs)
 
 
 # ---- shapes ----

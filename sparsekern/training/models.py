@@ -200,6 +200,7 @@ class MobileNetV1(nn.Module):
 _BUILDERS = {
     "small_cnn": SmallCNN,
     "resnet20": lambda classes, channels: ResNet(classes, channels, (16, 32, 64), 3, projection=False),
+    "resnet20-b": lambda classes, channels: ResNet(classes, channels, (16, 32, 64), 3, projection=True),
     "resnet32": lambda classes, channels: ResNet(classes, channels, (16, 32, 64), 5, projection=False),
     "resnet56": lambda classes, channels: ResNet(classes, channels, (16, 32, 64), 9, projection=False),
     "wrn32-ast": lambda classes, channels: ResNet(classes, channels, (32, 64, 128), 5, projection=True),

@@ -11,7 +11,7 @@ from sparsekern.sparsity.channel_groups import find_channel_groups
 from sparsekern.sparsity.slim import recalibrate, slim
 from sparsekern.training import build_model
 
-MODELS = ["mlp", "small_cnn", "resnet20", "resnet18", "wrn-22-2", "vgg11", "mobilenet-v1"]
+MODELS = ["mlp", "small_cnn", "resnet20", "resnet20-b", "resnet18", "wrn-22-2", "vgg11", "mobilenet-v1"]
 
 
 def images(count=4, size=32, seed=0):
