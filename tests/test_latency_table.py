@@ -227,6 +227,17 @@ def test_a_stopped_measurement_of_other_settings_is_refused(tiny, tmp_path, monk
         measure(tiny, tmp_path / "t.json", Clock(), resume=True, **change)
 
 
+@pytest.mark.parametrize("rows", [None, [None], [[0, 0]], [[0, 99, [1.0], {}]], [[0, 0, [1.0, 1.0], {}]], [[0, 0, ["x"], {}]]])
+def test_a_damaged_file_of_rounds_is_refused(tiny, tmp_path, monkeypatch, rows):
+    monkeypatch.setattr(measuring, "SAVE_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        measure(tiny, tmp_path / "t.json", Clock(stop=30))
+    file = tmp_path / "t.json.rounds"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"visits": rows}))
+    with pytest.raises(ValueError, match=r"t\.json\.rounds is damaged .*remove it to start again"):
+        measure(tiny, tmp_path / "t.json", Clock(), resume=True)
+
+
 def test_few_nets_show_every_pair(tiny):
     plan = make_plan(tiny, torch.rand(1, *SHAPE), 4, 8)
     assert plan.nets[0] == {name: grid[-1] for name, grid in plan.grids.items()}

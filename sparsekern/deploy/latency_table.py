@@ -126,7 +126,11 @@ class Visits:
             if changed:
                 raise ValueError(f"latency table: {path} is of a run with other settings or another machine: {'; '.join(changed)}; remove it "
                                  f"to start again")
-            self.rows = saved["visits"]
+            try:
+                self.rows = [[int(number), range(len(plan["nets"]))[net], [float(ms) for ms in whole],
+                              {name: float(layers[name]) for name in [*plan["layers"], *layers]}] for number, net, whole, layers in saved["visits"]]
+            except (IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
+                raise ValueError(f"latency table: {path} is damaged ({error}); remove it to start again") from error
         self.known = {(row[0], row[1]) for row in self.rows}
 
     def has(self, number: int, net: int) -> bool:
