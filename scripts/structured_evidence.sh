@@ -42,11 +42,11 @@ run iee-nm-seed0    iee    "${short[@]}" "${cycle[@]}" --pattern nm --nm 2:4
 
 # Shortcuts that pad with zeros tie all widths of ResNet-20's stages together; those of its variant b can be pruned.
 table=$results/resnet20-b-latency.json
-[ -f "$table" ] || .venv/bin/sparsekern latency-table --model resnet20-b --data cifar10 --batch 128 --threads 1 --out "$table"
+[ -f "$table" ] || .venv/bin/sparsekern latency-table --model resnet20-b --data cifar10 --batch 128 --threads 1 --step 4 --max-rounds 3 --out "$table"
 channels=(--model resnet20-b --subset 5000 --epochs 12 --eval-every 12 --threads 1)
 run dense-b-seed0 dense "${channels[@]}"
-run halp-0.55-seed0 halp "${channels[@]}" --latency 0.55 --table "$table"
+run halp-0.55-seed0 halp "${channels[@]}" --latency 0.55 --bundle 4 --table "$table"
 for latency in 0.55 0.3; do
-    run "iee-channel-$latency-seed0" iee "${channels[@]}" --pattern channel --latency "$latency" --table "$table" --end 234
+    run "iee-channel-$latency-seed0" iee "${channels[@]}" --pattern channel --latency "$latency" --bundle 4 --table "$table" --end 234
 done
 .venv/bin/python scripts/structured_table.py "$results" > results/structured.md
