@@ -36,8 +36,9 @@ def steps() -> set[str]:
 
 @pytest.mark.parametrize("section, least, sources", [
     ("Always sparse", 15, [lambda: medians("cpu-csr.json"), lambda: medians("cpu-sparse-layers.json"), steps]),
+    ("Structured", 20, [lambda: medians("cpu-structured.json"), lambda: medians("cpu-structured-layers.json")]),
     ("Measured", 20, [lambda: medians("cpu-ops.json")]),
-], ids=["always sparse", "measured"])
+], ids=["always sparse", "structured", "measured"])
 def test_every_time_in_the_readme_was_measured(section, least, sources):
     text = (ROOT / "README.md").read_text().split(f"## {section}")[1].split("\n## ")[0]
     said, measured = re.findall(r"[\d.]+ ms", text), set().union(*(source() for source in sources))
@@ -53,3 +54,14 @@ def test_the_always_sparse_block_runs(capsys):
     names["model"](torch.randn(8, 3072)).sum().backward()
     names["sparsifier"].step()
     assert abs(names["sparsifier"].summary()[0]["sparsity"] - 0.95) < 1e-4
+
+
+def test_the_structured_block_runs(capsys):
+    text = (ROOT / "README.md").read_text().split("## Structured")[1]
+    code = re.search(r"```python\n(.*?)```", text, re.S).group(1)
+    names = {"torch": torch, "sparsekern": sparsekern}
+    exec(compile(code, "README.md", "exec"), names)
+    assert "sparsity 0.8750" in capsys.readouterr().out
+    with torch.no_grad():
+        assert names["model"](torch.randn(8, 1024)).shape == (8, 16)
+    assert max(value.numel() for value in names["model"].state_dict().values()) == 1024 * 2048 // 8, "packed layers hold no dense weight"
