@@ -30,6 +30,13 @@ for seed in 0 1 2; do
     run "static-seed$seed" static "${short[@]}" "${sparse[@]}" --seed "$seed"
     run "dense-seed$seed"  dense  "${short[@]}" --seed "$seed"
 done
+mlp=(--model mlp:512,512 --subset 20000 --epochs 20 --eval-every 20 --lr 0.05 --sparsity 0.95 --allocation erk)     # 3120 steps
+for seed in 0 1 2; do
+    run "mlp-iee-seed$seed"           iee    "${mlp[@]}" --seed "$seed"
+    run "mlp-iee-zero-init-seed$seed" iee    "${mlp[@]}" --seed "$seed" --zero-init
+    run "mlp-rigl-seed$seed"          rigl   "${mlp[@]}" --delta-t 291 --seed "$seed"
+    run "mlp-static-seed$seed"        static "${mlp[@]}" --seed "$seed"
+done
 for seed in 0 1 2; do                     # what IEE is without one of its parts
     run "iee-no-freeze-seed$seed"    iee "${short[@]}" "${sparse[@]}" "${cycle[@]}" --seed "$seed" --freeze false
     run "iee-no-improve-seed$seed"   iee "${short[@]}" "${sparse[@]}" "${cycle[@]}" --seed "$seed" --accuracy-improvement false

@@ -12,6 +12,8 @@ SPARSE = {"iee": "IEE", "rigl": "RigL", "static": "Static", "dense": "dense"}
 ABLATIONS = {"iee": "IEE", "iee-no-freeze": "everything trains in phase Q", "iee-no-improve": "no phase J", "iee-zero-init": "what grows starts at 0",
              "iee-random-growth": "random growth", "iee-j1-q1": "J = Q = 1 (H = 40)"}
 
+MLP = {"mlp-iee": "IEE", "mlp-iee-zero-init": "IEE, what grows starts at 0", "mlp-rigl": "RigL", "mlp-static": "Static"}
+
 
 def spread(values: list[float], digits: int = 2) -> str:
     mean = f"{statistics.mean(values):.{digits}f}"
@@ -82,7 +84,7 @@ def channel_rows(found: dict[str, list[dict]]) -> None:
 def main() -> None:
     found = collect(Path(sys.argv[1]))
     reports = [report for group in found.values() for report in group]
-    first = reports[0]
+    first = found["iee"][0]
     commits = sorted({(report["commit"] or "unknown")[:10] for report in reports})
     print("# IEE, N:M groups and channels on CIFAR-10, on two CPU cores\n")
     print("Made by `scripts/structured_evidence.sh DATA_DIR`; each run's settings and figures are in `results/structured/*.json`. Device: "
@@ -95,6 +97,10 @@ def main() -> None:
     sparse_rows(found, SPARSE)
     print("## What IEE is without one of its parts\n")
     sparse_rows(found, ABLATIONS)
+    if "mlp-iee" in found:
+        longer = found["mlp-iee"][0]
+        print(f"## More steps: {longer['model']}, 95 % zeros, {longer['train_images']:,} images, {longer['steps']:,} steps\n")
+        sparse_rows(found, MLP)
     print("## n of m\n")
     pattern_rows(found)
     print("## Channels under a latency\n")
