@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import sparsekern
-from sparsekern.training.models import build_model
+from sparsekern.support.models import build_model
 
 _LONG = 10**6                                           # steps: no phase ends while it is timed
 

@@ -12,7 +12,7 @@ from sparsekern.deploy.latency_table import measure_latency_table, time_layers
 from sparsekern.sparsity.channel_groups import find_channel_groups
 from sparsekern.sparsity.latency import layer_widths
 from sparsekern.sparsity.slim import slim
-from sparsekern.training.models import build_model
+from sparsekern.support.models import build_model
 
 SHAPE, BATCH, STEP, NETS, ROUNDS, REPEATS = (3, 32, 32), 128, 8, 20, 5, 3
 

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import sparsekern
+from sparsekern.support.models import build_model
 from sparsekern.testing import resnet50_shapes
-from sparsekern.training.models import build_model
 
 
 @pytest.mark.parametrize("model_name, batch", [("resnet20", 128), ("mlp:2048,2048", 128)])

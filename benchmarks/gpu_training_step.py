@@ -4,7 +4,7 @@ from gpu_race import Case, Contender, Lab, Target
 from torch.nn import functional as F
 
 import sparsekern
-from sparsekern.training.models import build_model
+from sparsekern.support.models import build_model
 
 SPARSITY = (0.9, 0.95, 0.98)
 

@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from sparsekern.algorithms import build
-from sparsekern.training.models import build_model
+from sparsekern.support.models import build_model
 from sparsekern.training.report import commit, device_info, uncommitted, versions
 
 STEPS, ROUNDS, BATCH = 12, 1, 128

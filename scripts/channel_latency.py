@@ -12,7 +12,7 @@ import torch
 from sparsekern._machine import cpu_name
 from sparsekern.deploy.channel_report import FILE, beside, example, load_slim
 from sparsekern.sparsity.latency import LatencyTable
-from sparsekern.training.models import build_model
+from sparsekern.support.models import build_model
 
 ROUNDS = 25
 

@@ -202,7 +202,7 @@ def _measure(given) -> int:
     import torch
 
     from sparsekern.deploy import measure_latency_table
-    from sparsekern.training.models import build_model
+    from sparsekern.support.models import build_model
     shapes = {"digits": ((1, 8, 8), 10), "cifar10": ((3, 32, 32), 10), "cifar100": ((3, 32, 32), 100)}
     threads = torch.get_num_threads()
     try:

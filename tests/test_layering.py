@@ -1,4 +1,4 @@
-"""Imports point downwards only: cli -> training, deploy -> algorithms -> sparsity -> nn -> ops -> triton_kernels, _native."""
+"""Imports point downwards only: cli -> training, deploy -> algorithms, support -> sparsity -> nn -> ops -> triton_kernels, _native."""
 import ast
 from pathlib import Path
 
@@ -14,8 +14,9 @@ BELOW = {                                                   # room -> what it ma
     "algorithms": {"sparsity", "nn", "ops"},
     "testing": {"ops", "_native", "triton_kernels"},
     "doctor": {"testing", "nn", "ops", "_native", "_machine", "__version__"},     # knows the build, the ops and the layers, no algorithm
-    "training": {"algorithms", "sparsity", "nn", "ops", "_native", "_machine", "__version__"},
-    "deploy": {"algorithms", "sparsity", "nn", "ops", "_native", "_machine", "__version__"},
+    "support": {"_native", "_machine", "_version"},
+    "training": {"support", "algorithms", "sparsity", "nn", "ops", "_native", "_machine", "__version__"},
+    "deploy": {"support", "algorithms", "sparsity", "nn", "ops", "_native", "_machine", "__version__"},
 }
 FOREIGN = {"triton_kernels": {"torch", "triton"}}           # and of the rest of the world, where that is limited
 

@@ -3,9 +3,6 @@
 Names carry the step. The newest and the one before stay; a file that is truncated, changed, renamed or of another run is refused
 with the reason and the one before serves.
 """
-import hashlib
-import json
-import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern.nn import SparseWeight
+from sparsekern.support.tensor_file import TensorFileError, load_tensors, save_tensors
 
 FORMAT = "sparsekern-checkpoint-1"
 KEPT = 2
@@ -32,27 +30,9 @@ def save_checkpoint(directory: Path, tensors: Mapping[str, Tensor], meta: dict) 
 
     The file is complete on disk before it gets its name; a crash at any moment leaves the former checkpoints as they were.
     """
-    from safetensors.torch import save_file
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    host, strides, storages = {}, {}, set()
-    for name, tensor in tensors.items():
-        tensor = tensor.detach()
-        if not tensor.is_contiguous():
-            strides[name] = list(tensor.stride())          # e.g. channels-last; the order in memory decides the order of sums
-        own = tensor.cpu().contiguous()
-        if own.untyped_storage().data_ptr() in storages:   # tied weights: safetensors wants every tensor to itself
-            own = own.clone()
-        storages.add(own.untyped_storage().data_ptr())
-        host[name] = own
-    text = json.dumps({**meta, "strides": strides}, allow_nan=False)
-    header = {"format": FORMAT, "meta": text, "sha256": _digest(host, text)}
-    target = directory / f"step-{meta['step']:09d}.safetensors"
-    partial = directory / f".{target.name}.partial"
-    save_file(host, str(partial), metadata=header)
-    _flush(partial)
-    os.replace(partial, target)                            # the commit point
-    _flush(directory)
+    target = save_tensors(directory / f"step-{meta['step']:09d}.safetensors", FORMAT, tensors, meta)
     for old in checkpoint_files(directory)[KEPT:]:
         old.unlink()
     return target
@@ -64,23 +44,13 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
     Raises:
         CheckpointError: truncated, changed after it was written, or not a checkpoint of this format.
     """
-    from safetensors import SafetensorError, safe_open
     path = Path(path)
     try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise CheckpointError(f"{path.name}: not a checkpoint of sparsekern (format {header.get('format')!r}, expected {FORMAT!r})")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}   # noqa: SIM118  not a dict
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path.name}: truncated or damaged ({error})") from error
-    if _digest(tensors, header["meta"]) != header.get("sha256"):
-        raise CheckpointError(f"{path.name}: its content does not match its checksum; it was changed or damaged after it was written")
-    meta = json.loads(header["meta"])
+        tensors, meta = load_tensors(path, FORMAT, "a checkpoint of sparsekern")
+    except TensorFileError as error:
+        raise CheckpointError(str(error)) from error
     if path.name != f"step-{meta['step']:09d}.safetensors":
         raise CheckpointError(f"{path.name}: it holds step {meta['step']}; it was renamed or swapped with another file")
-    for name, stride in meta.pop("strides").items():
-        tensors[name] = torch.empty_strided(tensors[name].shape, stride, dtype=tensors[name].dtype).copy_(tensors[name])
     return tensors, meta
 
 
@@ -175,23 +145,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name}{tensor.dtype}{list(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _some(names: list[str]) -> str:

@@ -1,26 +1,5 @@
 """The plots of a report: each takes the report and returns a matplotlib figure, or None if the run has nothing to show there."""
-import contextlib
-
-COLORS = ("#1f6f8b", "#d1603d", "#5b8c5a", "#8e6c8a", "#c99b38", "#4a5a6a")
-POSITIVE, NEGATIVE = "#7fb0c4", "#d1603d"
-_RC = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#9aa6b2", "axes.labelcolor": "#3a4552",
-       "xtick.color": "#5d6b7c", "ytick.color": "#5d6b7c", "axes.grid": True, "grid.color": "#e6ebf0", "axes.axisbelow": True,
-       "legend.frameon": False, "svg.hashsalt": "sparsekern", "svg.fonttype": "path"}
-
-
-@contextlib.contextmanager
-def _figure(width: float, height: float, columns: int = 1, rows: int = 1, **options):
-    """A figure that no window and no pyplot state knows of."""
-    import matplotlib
-    from matplotlib.figure import Figure
-    with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure, figure.subplots(rows, columns, squeeze=False, **options)
-
-
-def _percent_axis(axis) -> None:
-    from matplotlib.ticker import PercentFormatter
-    axis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+from sparsekern.support.draw import COLORS, NEGATIVE, POSITIVE, canvas, percent_axis
 
 
 def _lines(report: dict, pick, label: str, percent: bool):
@@ -30,7 +9,7 @@ def _lines(report: dict, pick, label: str, percent: bool):
     series = {name: [point for point in points if point[1] is not None] for name, points in series.items()}
     if not any(series.values()):
         return None
-    with _figure(5.6, 3.2) as (figure, axes):
+    with canvas(5.6, 3.2) as (figure, axes):
         axis = axes[0, 0]
         for index, (name, points) in enumerate(series.items()):
             epochs, values = zip(*points) if points else ((), ())
@@ -40,7 +19,7 @@ def _lines(report: dict, pick, label: str, percent: bool):
         axis.set_ylabel(label)
         axis.locator_params(axis="x", integer=True)
         if percent:
-            _percent_axis(axis.yaxis)
+            percent_axis(axis.yaxis)
         axis.legend(title="sub-net" if len(names) > 1 else None)
     return figure
 
@@ -85,7 +64,7 @@ def conflicts(report: dict):
     if not found:
         return None
     titles = {"inner": "inside a group (consecutive sub-nets)", "inter": "between groups"}
-    with _figure(11.6, 2.9, len(found), sharey=True) as (figure, axes):
+    with canvas(11.6, 2.9, len(found), sharey=True) as (figure, axes):
         for axis, (kind, rows) in zip(axes[0], found.items()):
             epochs, positive, negative = zip(*rows)
             axis.bar(epochs, positive, width=0.85, color=POSITIVE, label="positive")
@@ -121,7 +100,7 @@ def overlap(report: dict):
     names = list(pairs[0]["layers"])
     columns = min(3, len(pairs))
     rows = -(-len(pairs) // columns)
-    with _figure(11.6, 3.4 * rows, columns, rows, sharey=True) as (figure, axes):
+    with canvas(11.6, 3.4 * rows, columns, rows, sharey=True) as (figure, axes):
         for axis in axes.flat[len(pairs):]:
             axis.set_visible(False)
         for axis, pair in zip(axes.flat, pairs):
@@ -131,7 +110,7 @@ def overlap(report: dict):
             axis.bar(range(len(names)), least, color="#c9d2db", width=0.8, label="sparsity difference")
             axis.set_title(f"{pair['subnets'][0]} and {pair['subnets'][1]}: {pair['non_overlap']:.2%}, at least {pair['least']:.2%}",
                            fontsize=10, loc="left")
-            _percent_axis(axis.yaxis)
+            percent_axis(axis.yaxis)
             _layer_axis(axis, names)
         axes[0, 0].legend(loc="upper right", fontsize=8)
     return figure
@@ -143,7 +122,7 @@ def layers(report: dict):
     if not subnets:
         return None
     names = list(subnets[0]["layers"])
-    with _figure(11.6, 3.6) as (figure, axes):
+    with canvas(11.6, 3.6) as (figure, axes):
         axis = axes[0, 0]
         for index, s in enumerate(subnets):
             kept = [s["layers"][name]["nnz"] / s["layers"][name]["numel"] for name in names]
@@ -164,11 +143,11 @@ def projections(report: dict):
     rates = (report["metrics"].get("projection") or {}).get("per_layer")
     if not rates or not report["metrics"]["projection"]["steps"]:
         return None
-    with _figure(5.6, 3.2) as (figure, axes):
+    with canvas(5.6, 3.2) as (figure, axes):
         axis = axes[0, 0]
         axis.bar(range(len(rates)), list(rates.values()), color=COLORS[0], width=0.8)
         axis.set_ylabel("share of steps")
-        _percent_axis(axis.yaxis)
+        percent_axis(axis.yaxis)
         _layer_axis(axis, list(rates))
     return figure
 
@@ -180,7 +159,7 @@ def growth(report: dict):
     if not events:
         return None
     survivors = [(event["step"], event["survival"]) for event in every if event.get("survival") is not None]
-    with _figure(11.6, 3.0, 2 if survivors else 1) as (figure, axes):
+    with canvas(11.6, 3.0, 2 if survivors else 1) as (figure, axes):
         axis = axes[0, 0]
         steps = [event["step"] for event in events]
         for key, label, color in (("candidates", "candidates", COLORS[5]), ("grown", "grown", COLORS[0])):
@@ -193,7 +172,7 @@ def growth(report: dict):
             axes[0, 1].plot(*zip(*survivors), color=COLORS[2], marker="o", markersize=3, linewidth=1.3)
             axes[0, 1].set_ylabel("outlive the next event")
             axes[0, 1].set_ylim(0, 1.02)
-            _percent_axis(axes[0, 1].yaxis)
+            percent_axis(axes[0, 1].yaxis)
         for axis in axes[0]:
             axis.set_xlabel("step")
     return figure
@@ -204,7 +183,7 @@ def convergence(report: dict):
     events = [event for event in report["metrics"].get("events") or [] if event.get("iou") is not None]
     if not events:
         return None
-    with _figure(5.6, 3.2) as (figure, axes):
+    with canvas(5.6, 3.2) as (figure, axes):
         axis = axes[0, 0]
         for kind, label, color in (("prune", "after pruning", COLORS[1]), ("grow", "after growth", COLORS[0])):
             points = [(event["step"], event["iou"]) for event in events if event["kind"] == kind]

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern.sparsity import rest
+from sparsekern.support.flops import TrainingFlops, layer_flops, sparse_flops
+from sparsekern.support.models import build_model
 from sparsekern.training import report as reports
 from sparsekern.training.checkpoint import (
     CheckpointError,
@@ -32,8 +34,6 @@ from sparsekern.training.checkpoint import (
 )
 from sparsekern.training.config import ConfigError, TrainConfig, differences, write_config
 from sparsekern.training.data import Batches, load_dataset, seed_of
-from sparsekern.training.flops import TrainingFlops, layer_flops, sparse_flops
-from sparsekern.training.models import build_model
 from sparsekern.training.progress import make_progress
 
 

@@ -12,9 +12,9 @@ from torch import nn
 from sparsekern.cli import main
 from sparsekern.deploy.channel_report import channel_report, describe, load_slim
 from sparsekern.sparsity.latency import LatencyTable, layer_widths
+from sparsekern.support.models import build_model
 from sparsekern.testing import toy_batch
 from sparsekern.training.html import _cards
-from sparsekern.training.models import build_model
 
 TINY = ["--model", "small_cnn", "--subset", "64", "--batch-size", "16", "--epochs", "1", "--threads", "1", "--device", "cpu", "--progress", "none",
         "--eval-batch", "500"]

@@ -7,7 +7,6 @@ from torch import nn
 
 from sparsekern.nn import SparseLinear
 from sparsekern.training import CheckpointError
-from sparsekern.training import checkpoint as module
 from sparsekern.training.checkpoint import (
     check_model,
     checkpoint_files,
@@ -124,7 +123,7 @@ def test_a_crash_while_saving_leaves_the_last_one(tmp_path, monkeypatch, moment)
     def crash(*arguments, **named):
         raise KeyboardInterrupt
     if moment == "replace":
-        monkeypatch.setattr(module.os, "replace", crash)
+        monkeypatch.setattr("sparsekern.support.tensor_file.os.replace", crash)
     else:
         import safetensors.torch
         monkeypatch.setattr(safetensors.torch, "save_file", crash)

@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import nn
 
+from sparsekern.support.flops import TrainingFlops, layer_flops, sparse_flops
 from sparsekern.training import build_model, model_names
-from sparsekern.training.flops import TrainingFlops, layer_flops, sparse_flops
 
 
 def _weights(model):
