@@ -273,7 +273,7 @@ def stages(report: dict):
 
 def alphas(report: dict):
     """Which share of the weights so far was kept when a stage was merged; 1 leaves the stage out."""
-    path = (report["metrics"].get("interpolation") or {}).get("alphas")
+    path = report["metrics"].get("alphas")
     if not path:
         return None
     with canvas(5.6, 3.2) as (figure, axes):

@@ -23,6 +23,9 @@ def build(run) -> dict:
     config, metrics = run.config, run.sparsifier.metrics()
     for formula in metrics.get("training_flops", {}).values():
         formula["per_sample"] = formula["sparse"] * subnets[0]["forward_flops"] + formula["dense"] * sum(run.dense_flops.values())
+    for kind, multiples in metrics.get("training_flops_by_subnet", {}).items():         # of each sub-net's forward pass, in the mean of all steps
+        per_sample = sum(multiple * run.forward_flops(name) for name, multiple in multiples.items())
+        metrics.setdefault("training_flops", {})[kind] = {"per_sample": per_sample}
     return finite({
         "schema": SCHEMA, "algorithm": config.algorithm, "data": config.data, "model": config.model, "seed": config.seed,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -147,7 +147,8 @@ class Run:
             foreign = sorted((set(fields) | ({"sparsity"} if self.config.sparsity else set())) - known)
             if foreign:
                 raise ConfigError(f"{algorithm} has no setting {', '.join(foreign)}; it has {', '.join(sorted(known - {'total_steps'}))}")
-            fields = ({"seed": self.config.seed} if "seed" in known else {}) | fields
+            given = {"seed": self.config.seed, "shape": list(self.data.shape)}
+            fields = {name: value for name, value in given.items() if name in known} | fields
         if self.config.sparsity is not None:
             fields["sparsity"] = self.config.sparsity
         try:
