@@ -1,5 +1,8 @@
 """From a trained net to one that runs: what it costs on this machine, measured."""
+from sparsekern.deploy.bank import Subnet, SubnetBank
+from sparsekern.deploy.bank_file import BankError
+from sparsekern.deploy.bank_of_run import write_bank
 from sparsekern.deploy.channel_report import channel_report, load_slim
 from sparsekern.deploy.latency_table import measure_latency_table
 
-__all__ = ["channel_report", "load_slim", "measure_latency_table"]
+__all__ = ["BankError", "Subnet", "SubnetBank", "channel_report", "load_slim", "measure_latency_table", "write_bank"]

@@ -18,14 +18,14 @@ def save_tensors(path: Path | str, format: str, tensors: Mapping[str, Tensor], m
 
     Args:
         format: name and version of what is written; `load_tensors` asks for the same.
-        tensors: of any device and memory order, which is kept.
+        tensors: of any device and memory order, which is kept (views with gaps or overlaps are written row by row).
     """
     from safetensors.torch import save_file
     path = Path(path)
     host, strides, storages = {}, {}, set()
     for name, tensor in tensors.items():
         tensor = tensor.detach()
-        if not tensor.is_contiguous():
+        if not tensor.is_contiguous() and _is_an_order(tensor.shape, tensor.stride()):
             strides[name] = list(tensor.stride())          # e.g. channels-last; the order in memory decides the order of sums
         own = tensor.cpu().contiguous()
         if own.untyped_storage().data_ptr() in storages:   # tied weights: safetensors wants every tensor to itself
@@ -51,20 +51,42 @@ def load_tensors(path: Path | str, format: str, what: str) -> tuple[dict[str, Te
     """
     from safetensors import SafetensorError, safe_open
     path = Path(path)
+    damaged = f"{path.name}: truncated or damaged"
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
             header = file.metadata() or {}
             if header.get("format") != format:
                 raise TensorFileError(f"{path.name}: not {what} (format {header.get('format')!r}, expected {format!r})")
             tensors = {name: file.get_tensor(name) for name in file.keys()}   # noqa: SIM118  not a dict
-    except (SafetensorError, OSError) as error:
-        raise TensorFileError(f"{path.name}: truncated or damaged ({error})") from error
+    except (SafetensorError, OSError, RuntimeError, TypeError, OverflowError) as error:         # e.g. a dtype that torch does not know
+        raise TensorFileError(f"{damaged} ({error})") from error
     if _digest(tensors, header.get("meta", "")) != header.get("sha256"):
         raise TensorFileError(f"{path.name}: its content does not match its checksum; it was changed or damaged after it was written")
-    meta = json.loads(header["meta"])
-    for name, stride in meta.pop("strides").items():
-        tensors[name] = torch.empty_strided(tensors[name].shape, stride, dtype=tensors[name].dtype).copy_(tensors[name])
+    try:
+        meta = json.loads(header.get("meta", ""))
+    except (ValueError, RecursionError) as error:
+        raise TensorFileError(f"{damaged} (its values are not JSON: {error})") from error
+    strides = meta.pop("strides", None) if isinstance(meta, dict) else None
+    if not isinstance(strides, dict):
+        raise TensorFileError(f"{damaged} (it does not say how its tensors lie in memory)")
+    for name, stride in strides.items():
+        own = tensors.get(name)
+        if own is None or not isinstance(stride, list) or not _is_an_order(own.shape, stride):
+            raise TensorFileError(f"{damaged} (strides {str(stride)[:80]} of {name})")
+        tensors[name] = torch.empty_strided(own.shape, stride, dtype=own.dtype).copy_(own)
     return tensors, meta
+
+
+def _is_an_order(shape, stride) -> bool:
+    """Whether the strides put the elements one after another in some order of the dimensions, without gaps."""
+    if len(stride) != len(shape) or not all(type(step) is int and step >= 0 for step in stride):
+        return False
+    expected = 1
+    for step, size in sorted((step, size) for step, size in zip(stride, shape) if size != 1):
+        if step != expected:
+            return False
+        expected *= size
+    return all(step < 1 << 62 for step in stride)
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
