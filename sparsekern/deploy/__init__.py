@@ -3,6 +3,9 @@ from sparsekern.deploy.bank import Subnet, SubnetBank
 from sparsekern.deploy.bank_file import BankError
 from sparsekern.deploy.bank_of_run import write_bank
 from sparsekern.deploy.channel_report import channel_report, load_slim
+from sparsekern.deploy.compact import compact
+from sparsekern.deploy.deployment import Deployment, LayerForm
 from sparsekern.deploy.latency_table import measure_latency_table
 
-__all__ = ["BankError", "Subnet", "SubnetBank", "channel_report", "load_slim", "measure_latency_table", "write_bank"]
+__all__ = ["BankError", "Deployment", "LayerForm", "Subnet", "SubnetBank", "channel_report", "compact", "load_slim", "measure_latency_table",
+           "write_bank"]

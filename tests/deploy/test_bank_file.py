@@ -248,9 +248,9 @@ def test_what_is_no_bank_is_refused(tmp_path, header, length):
 def test_hostile_values_behind_a_right_checksum(tmp_path, meta):
     from safetensors.torch import save_file
 
-    from sparsekern.support.tensor_file import _digest
+    from sparsekern.support.tensor_file import digest_tensors
     tensors = {"a": torch.zeros(3)}
-    save_file(tensors, tmp_path / "x.safetensors", metadata={"format": FORMAT, "meta": meta, "sha256": _digest(tensors, meta)})
+    save_file(tensors, tmp_path / "x.safetensors", metadata={"format": FORMAT, "meta": meta, "sha256": digest_tensors(tensors, tensors.get, meta)})
     with pytest.raises(BankError, match=r"^x\.safetensors: "):
         SubnetBank.load(tmp_path / "x.safetensors")
 
