@@ -41,7 +41,7 @@ def save_deployed(module: nn.Module, deployment, path: Path | str, *, model: Map
 
 
 def load_deployed(path: Path | str, model: nn.Module | None = None) -> nn.Module:
-    """The net that `save_deployed` wrote, in eval mode on the CPU; `.deployment` is the report it was saved with, as a dict.
+    """The net that `save_deployed` wrote, in eval mode, without gradients, on the CPU; `.deployment` is the report it was saved with, as a dict.
 
     Args:
         model: a fresh model of the architecture, for a file that names none; it is changed and returned.
@@ -58,7 +58,7 @@ def load_deployed(path: Path | str, model: nn.Module | None = None) -> nn.Module
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError, RecursionError) as error:
         raise TensorFileError(f"{Path(path).name}: {_sentence(error)}") from error
     model.deployment = meta.get("deployment")
-    return model.eval()
+    return model.eval().requires_grad_(False)
 
 
 def read_deployed(path: Path | str) -> dict:
