@@ -190,7 +190,8 @@ def _checked(values: dict) -> dict:
     _need(setup["fold"], "setup.fold", lambda value: isinstance(value, bool))
     for name in ("command", "finished"):
         _need(values[name], name, _is_text)
-    _need(values["commit"], "commit", lambda value: value is None or _is_text(value))
+    _need(values["commit"], "commit", _optional(_is_text))
+    _need(values["uncommitted_changes"], "uncommitted_changes", _optional(lambda value: isinstance(value, bool)))
     if values["dense"] is not None or values["complete"]:
         _check_figures(values["dense"], "dense", ("latency_ms", "latency_low_ms", "latency_high_ms"), SIZES[1:])
     rows = [_row(row, f"subnets[{place}]") for place, row in enumerate(values["subnets"])]

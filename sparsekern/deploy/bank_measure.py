@@ -122,6 +122,12 @@ def size_of(plain: nn.Module, deployed: nn.Module, shape: Sequence[int], forms: 
     return {"parameters": parameters, "flops": flops, "file_bytes": size, "file_form": form}
 
 
+def size_of_whole(net: nn.Module, shape: Sequence[int]) -> dict:
+    """The figures of `size_of` for a dense net of this architecture, whatever its weights are."""
+    return {"parameters": sum(weight.numel() for weight in net.parameters()), "flops": float(sum(layer_flops(net, tuple(shape)).values())),
+            "file_bytes": sum(tensor.numel() * tensor.element_size() for tensor in _tensors(net)), "file_form": "whole"}
+
+
 def deployment_of(deployed: nn.Module) -> dict:
     """What `SubnetBank.deploy` says of a net: `layers` [{layer, form, reason, ms, dense_ms}] (None: not measured), `notes`, and `difference`,
     the largest one to the masked net's outputs as a share of the largest output."""

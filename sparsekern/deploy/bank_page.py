@@ -79,23 +79,27 @@ def _figures(report: dict) -> str:
 
 
 def front_plot(rows: list[dict], cost: str, scale: float, label: str, dense: float):
-    """Accuracy of every sub-net over what it costs, one colour per pattern, with the front and a mark at the dense net's cost."""
+    """A figure of `draw_front`."""
     with canvas(5.6, 3.8) as (drawing, axes):
-        axis = axes[0, 0]
-        axis.axvline(dense * scale, color=KINDS["dense"], linewidth=1, linestyle=":", label="the net whole")
-        front = pareto(rows, cost)
-        axis.plot([row[cost] * scale for row in front], [row["accuracy"] for row in front], color="#9aa6b2", linewidth=1.2,
-                  drawstyle="steps-post", zorder=1)
-        known = [row for row in by_pattern(rows) if row["accuracy"] is not None]
-        for kind in dict.fromkeys(pattern_kind(row["pattern"]) for row in known):
-            points = [(row[cost] * scale, row["accuracy"]) for row in known if pattern_kind(row["pattern"]) == kind]
-            axis.scatter(*zip(*points), color=KINDS.get(kind, OTHER), s=60 if kind == "dense" else 26, marker="*" if kind == "dense" else "o",
-                         label=kind.replace("$", r"\$"), zorder=2)
-        axis.set_xlabel(label)
-        axis.set_ylabel("test accuracy")
-        percent_axis(axis.yaxis)
-        axis.legend()
+        draw_front(axes[0, 0], rows, cost, scale, label, dense)
     return drawing
+
+
+def draw_front(axis, rows: list[dict], cost: str, scale: float, label: str, dense: float) -> None:
+    """Accuracy of every sub-net over what it costs, one colour per pattern, with the front and a line at the dense net's cost."""
+    axis.axvline(dense * scale, color=KINDS["dense"], linewidth=1, linestyle=":", label="the net whole")
+    front = pareto(rows, cost)
+    axis.plot([row[cost] * scale for row in front], [row["accuracy"] for row in front], color="#9aa6b2", linewidth=1.2, drawstyle="steps-post",
+              zorder=1)
+    known = [row for row in by_pattern(rows) if row["accuracy"] is not None]
+    for kind in dict.fromkeys(pattern_kind(row["pattern"]) for row in known):
+        points = [(row[cost] * scale, row["accuracy"]) for row in known if pattern_kind(row["pattern"]) == kind]
+        axis.scatter(*zip(*points), color=KINDS.get(kind, OTHER), s=60 if kind == "dense" else 26, marker="*" if kind == "dense" else "o",
+                     label=kind.replace("$", r"\$"), zorder=2)
+    axis.set_xlabel(label)
+    axis.set_ylabel("test accuracy")
+    percent_axis(axis.yaxis)
+    axis.legend()
 
 
 def _layers(report: dict) -> str:

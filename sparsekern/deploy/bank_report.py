@@ -1,5 +1,4 @@
 """Measure every sub-net of a bank on this machine: one JSON report and one page, and the choice of the sub-net that fits."""
-import copy
 import random
 import time
 from collections import Counter
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from sparsekern.deploy.bank_figures import FORMAT, check_report, differences, fit, machine, partial_path, read_report, report_path, sha256, text_table
-from sparsekern.deploy.bank_measure import Timer, deployment_of, held_bytes, pair, peak_bytes, repeats_for, size_of, time_net, timings
+from sparsekern.deploy.bank_measure import Timer, deployment_of, held_bytes, pair, peak_bytes, repeats_for, size_of, size_of_whole, time_net, timings
 from sparsekern.deploy.progress import Progress
 from sparsekern.sparsity.latency import write_json
 from sparsekern.support.provenance import commit, finite, uncommitted, versions
@@ -25,8 +24,8 @@ def report_bank(path: Path | str, out: Path | str | None = None, *, batch: int =
                 progress: str = "auto", model: nn.Module | None = None, timer: Timer = time_net) -> dict:
     """Deploy and measure the sub-nets of a bank, each beside the dense net; write BANK.report.json and BANK.report.html.
 
-    All nets come up in every round, in another order each time, and each is timed together with the dense net (the bank's model whole, as
-    PyTorch runs it, its batch norm not folded). All deployed nets are held in memory at once; `only` limits them.
+    All nets come up in every round, in another order each time, each one timed together with the dense net (the whole architecture as PyTorch
+    runs it, batch norm not folded). All deployed nets are held in memory at once; `only` limits them.
 
     Args:
         path: of the bank. out: the directory of the two files; default that of the bank.
@@ -62,7 +61,7 @@ def report_bank(path: Path | str, out: Path | str | None = None, *, batch: int =
         target = report_path(path, out)
         run = _Run(report, target, rounds, _known(target, report) if resume else {})
         images = torch.rand(batch, *shape, generator=torch.Generator().manual_seed(0)).to(device)
-        dense = (bank.model() if model is None else copy.deepcopy(model)).eval().to(device)
+        dense = bank.plain(bank.names()[0], model).to(device)           # its zeros are multiplied as all others
         run.measure(bank, names, dense, images, {"fold": fold, "model": model}, timer, progress)
     return run.report
 
@@ -125,7 +124,7 @@ class _Run:
         figures = timings([(one, one) for one in times])
         weights, peak = held_bytes(dense), peak_bytes(dense, images)
         return {key: figures[key] for key in ("latency_ms", "latency_low_ms", "latency_high_ms")} | {
-            **size_of(dense, dense, images.shape[1:], Counter()), "weight_bytes": weights, "peak_bytes": peak, "memory_bytes": weights + peak}
+            **size_of_whole(dense, images.shape[1:]), "weight_bytes": weights, "peak_bytes": peak, "memory_bytes": weights + peak}
 
     def save(self, order: Sequence[str]) -> None:
         measured = [self.rows[name] for name in order if self.rows.get(name, {}).get("times")]

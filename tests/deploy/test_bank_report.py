@@ -1,8 +1,10 @@
 """The report of a bank: what is measured, kept and refused, and which sub-net fits."""
 import copy
+import importlib.util
 import json
 import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -45,9 +47,6 @@ class FakeBank:
     def subnet(self, name):
         pattern = {"u": "unstructured", "c": "channel"}.get(name[0], name)
         return SimpleNamespace(name=name, pattern=pattern, sparsity=0.0 if name == "dense" else 0.5, nnz=100, accuracy=ACCURACY[name], masks={})
-
-    def model(self):
-        return net("dense")
 
     def plain(self, name, model=None):
         made = net(name)
@@ -401,7 +400,7 @@ def test_wrong_values_are_named(place, value):
 def test_missing_entries_are_named(bank):
     found = report(bank)
     for key in found:
-        if key not in ("format", "uncommitted_changes"):
+        if key != "format":
             with pytest.raises(ValueError, match=f"is damaged \\(no '{key}'\\)"):
                 check_report({name: value for name, value in found.items() if name != key}, "it")
 
@@ -412,3 +411,38 @@ def test_a_huge_file_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr("sparsekern.deploy.bank_figures._LARGEST_FILE", 99)
     with pytest.raises(ValueError, match="expected at most"):
         read_report(path)
+
+
+# ---- the table of results/ ----
+
+def script():
+    spec = importlib.util.spec_from_file_location("bank_table", Path(__file__).parents[2] / "scripts/bank_table.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_markdown_table(bank, tmp_path, capsys):
+    folder = tmp_path / "results"
+    folder.mkdir()
+    report(bank)
+    report_path(bank).rename(folder / "toy-seed0.bank.report.json")
+    device = {"name": "abacus", "threads": 1, "isa": "none"}
+    run = {"algorithm": "toy", "model": "toy", "train_images": 10, "test_images": 5, "epochs": 1, "steps_per_epoch": 2, "device": device,
+           "versions": {"torch": "2"}, "commit": "0123456789abc", "training_flops": 1.0, "dense_training_flops": 2.0, "subnets": [
+               {"name": "u0.9", "pattern": "unstructured", "sparsity": 0.9, "accuracy": 0.8, "accuracy_before": 0.7, "accuracy_of_stage": 0.75},
+               {"name": "2:4", "pattern": "2:4", "sparsity": 0.5, "accuracy": 0.6, "accuracy_before": None}]}
+    for seed in (0, 1):
+        (folder / f"toy-seed{seed}.json").write_text(json.dumps(run))
+    (folder / "latency.json").write_text("{}")
+    table = script()
+    assert table.main([str(folder), "--plot", str(tmp_path / "plot.png")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert (tmp_path / "plot.png").stat().st_size > 1000 and "![Accuracy over latency](plot.png)" in lines
+    row = next(line for line in lines if line.startswith("| u0.9 |"))
+    assert "| 75.00 | 70.00 | 80.00 |" in row and "| 1.00 | 4.00 (4.00-4.00) | yes |" in row and row.endswith("| 1 csr |")
+    assert row.count("|") == lines[lines.index(row) - 4].count("|") == next(line for line in lines if line.startswith("| the net whole")).count("|")
+    assert "| toy | 2 | - | 80.00 ± 0.00 | 60.00 ± 0.00 | - | 70.00 ± 0.00 | 0.50 |" in lines
+    assert any("Measured by `sparsekern report toy.safetensors" in line for line in lines) and any("abacus" in line for line in lines)
+    (tmp_path / "none").mkdir()
+    assert table.main([str(tmp_path / "none")]) == 2
