@@ -36,12 +36,20 @@ def _cards(report: dict) -> str:
     inner = (report["metrics"].get("sign_ratio") or {}).get("inner") or {}
     if inner.get("measured"):
         entries.append((f"{inner['negative']:.1%}", "of inner-group products conflict"))
-    slim = report.get("slim")
-    if slim:
-        entries += [(f"{slim['predicted_ms']:.2f} ms", f"predicted latency of the slimmed net, {slim['predicted_full_ms']:.2f} ms of the whole one"),
-                    *([(f"{slim['measured_ms']:.2f} ms", f"measured, {slim['measured_full_ms']:.2f} ms of the whole net; {slim['fps']:.0f} images/s")]
-                      if slim["measured_ms"] else []), (f"{slim['parameters']:,}", f"parameters, {slim['file_bytes'] / 1e6:.2f} MB on disk")]
-    return cards(entries)
+    return cards(entries + _slim(report.get("slim")))
+
+
+def _slim(slim: dict | None) -> list[tuple[str, str]]:
+    """Cards of a slimmed net; reports of earlier versions have no speed-up."""
+    if not slim:
+        return []
+    entries = [(f"{slim['predicted_ms']:.2f} ms", f"predicted latency of the slimmed net, {slim['predicted_full_ms']:.2f} ms of the whole one")]
+    if slim["measured_ms"]:
+        entries.append((f"{slim['measured_ms']:.2f} ms", f"measured, {slim['measured_full_ms']:.2f} ms of the whole net; {slim['fps']:.0f} images/s"))
+    if slim.get("speedup"):
+        entries.append((f"{slim['speedup']:.2f}&times;", f"the whole net's speed, {slim['speedup_10']:.2f} to {slim['speedup_90']:.2f} in eight "
+                        f"rounds of ten"))
+    return [*entries, (f"{slim['parameters']:,}", f"parameters, {slim['file_bytes'] / 1e6:.2f} MB on disk")]
 
 
 def _formula(report: dict) -> list[tuple[str, str]]:
