@@ -1,46 +1,33 @@
 """What a deployed net costs on this machine, beside the dense net: milliseconds, bytes held, peak of one inference, size on disk, FLOPs."""
 import statistics
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from sparsekern.deploy.timing import Timer
 from sparsekern.support.flops import layer_flops, sparse_flops
 
-Timer = Callable[[nn.Module, Tensor, int], float]
 PLAIN_FORMS = {"dense", "slim"}                             # forms whose layers are torch's own
-_SPAN_MS = 2.0                                              # one timing lasts at least so long, or the clock is what is measured
-
-
-def time_net(net: nn.Module, images: Tensor, repeats: int) -> float:
-    """Milliseconds of one inference, the mean of `repeats` in a row; a GPU is waited for before and after."""
-    wait = (lambda: torch.cuda.synchronize(images.device)) if images.is_cuda else (lambda: None)
-    with torch.inference_mode():
-        wait()
-        started = time.perf_counter()
-        for _ in range(repeats):
-            net(images)
-        wait()
-    return 1e3 * (time.perf_counter() - started) / repeats
+_SPAN_MS, _REPEATS = 5.0, 25                                # one timing lasts about so long, and takes at most so many inferences
 
 
 def pair(net: nn.Module, dense: nn.Module, images: Tensor, repeats: int, number: int, timer: Timer) -> list[float]:
-    """[ms of the net, ms of the dense one], one right after the other, so that both meet the machine in the same state; who goes first
-    changes from round to round. Each runs once before it is timed: another net's weights lie in the caches."""
+    """[ms of the net, ms of the dense one], each the median of `repeats` inferences, one right after the other, so that both meet the machine
+    in the same state; who goes first changes from round to round. Each runs once before it is timed: another net's weights lie in the caches."""
     found = [0.0, 0.0]
     for place in ((0, 1) if number % 2 == 0 else (1, 0)):
         one = (net, dense)[place]
-        timer(one, images, 1)
-        found[place] = timer(one, images, repeats)
+        timer(one, images)
+        found[place] = statistics.median(timer(one, images) for _ in range(repeats))
     return found
 
 
 def repeats_for(dense: nn.Module, images: Tensor, timer: Timer) -> int:
-    """How many inferences make one timing."""
-    timer(dense, images, 1)
-    return max(1, min(1000, round(_SPAN_MS / max(timer(dense, images, 1), 1e-6))))
+    """How many inferences make one timing: those of a quick net are many, so that one interruption does not decide."""
+    timer(dense, images)
+    return max(1, min(_REPEATS, round(_SPAN_MS / max(timer(dense, images), 1e-6))))
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from sparsekern.deploy.bank_figures import FORMAT, check_report, differences, fit, machine, partial_path, read_report, report_path, sha256, text_table
-from sparsekern.deploy.bank_measure import Timer, deployment_of, held_bytes, pair, peak_bytes, repeats_for, size_of, size_of_whole, time_net, timings
+from sparsekern.deploy.bank_measure import deployment_of, held_bytes, pair, peak_bytes, repeats_for, size_of, size_of_whole, timings
 from sparsekern.deploy.progress import Progress
+from sparsekern.deploy.timing import Timer, time_inference
 from sparsekern.sparsity.latency import write_json
 from sparsekern.support.provenance import commit, finite, uncommitted, versions
 
@@ -21,7 +22,7 @@ SAVE_SECONDS = 2.0                                          # between two writes
 
 def report_bank(path: Path | str, out: Path | str | None = None, *, batch: int = 128, device: torch.device | str = "cpu",
                 threads: int | None = None, rounds: int = 15, fold: bool = False, only: Sequence[str] | None = None, resume: bool = False,
-                progress: str = "auto", model: nn.Module | None = None, timer: Timer = time_net) -> dict:
+                progress: str = "auto", model: nn.Module | None = None, timer: Timer = time_inference) -> dict:
     """Deploy and measure the sub-nets of a bank, each beside the dense net; write BANK.report.json and BANK.report.html.
 
     All nets come up in every round, in another order each time, each one timed together with the dense net (the whole architecture as PyTorch
@@ -35,7 +36,7 @@ def report_bank(path: Path | str, out: Path | str | None = None, *, batch: int =
         resume: keep what was measured for this very bank, machine and setting, finished or stopped, and measure the rest. A sub-net that
             is deployed in other forms than before is measured from the start.
         progress: auto, rich, plain or none. model: what `SubnetBank.deploy` needs where the bank names no model.
-        timer: (net, images, repeats) -> ms of an inference.
+        timer: (net, images) -> ms of an inference.
     Returns:
         The report as it was written: "subnets" are rows in the order of the bank, "dense" is the row of the dense net; times in ms per batch,
         sizes in bytes, FLOPs per sample. A row has a

@@ -16,8 +16,10 @@ from torch import nn
 from sparsekern.deploy import bank_measure, bank_page, bank_report
 from sparsekern.deploy.bank_figures import by_pattern, pareto, partial_path, read_report, sha256
 from sparsekern.deploy.bank_report import check_report, fit, machine, report_bank, report_path, text_table
+from sparsekern.deploy.timing import time_inference
 
-MS = {"dense": 4.0, "u0.5": 2.0, "u0.9": 1.0, "2:4": 5.0, "c0.5": 0.5}                       # what the fake clock shows
+FIGURES = bank_page._figures
+MS = {"dense": 8.0, "u0.5": 4.0, "u0.9": 2.0, "2:4": 10.0, "c0.5": 1.0}                       # what the fake clock shows
 ACCURACY = {"dense": 0.9, "u0.5": 0.91, "u0.9": 0.8, "2:4": 0.89, "c0.5": None}
 
 
@@ -68,7 +70,15 @@ def bank(tmp_path, monkeypatch):
     path = tmp_path / "toy.safetensors"
     path.write_bytes(b"bank of a toy")
     monkeypatch.setitem(sys.modules, "sparsekern.deploy.bank", SimpleNamespace(SubnetBank=FakeBank))
+    monkeypatch.setattr(bank_page, "_figures", lambda report: "")           # plots take long
     return path
+
+
+@pytest.fixture
+def drawn(bank, monkeypatch):
+    """A bank whose page has its plots."""
+    monkeypatch.setattr(bank_page, "_figures", FIGURES)
+    return bank
 
 
 class Clock:
@@ -76,7 +86,7 @@ class Clock:
     def __init__(self, drift: float = 0.0, stop: int | None = None):
         self.looks, self.drift, self.stop = 0, drift, stop
 
-    def __call__(self, one, images, repeats):
+    def __call__(self, one, images):
         self.looks += 1
         if self.looks == self.stop:
             raise KeyboardInterrupt
@@ -93,9 +103,9 @@ def test_every_subnet_has_a_row_with_all_figures(bank):
     found = report(bank)
     rows = {row["name"]: row for row in found["subnets"]}
     assert list(rows) == list(MS) and found["complete"] and found["bank"]["sha256"] == sha256(bank)
-    assert rows["u0.9"]["latency_ms"] == 1 and rows["u0.9"]["speedup"] == 4 and rows["u0.9"]["faster"] == "yes"
+    assert rows["u0.9"]["latency_ms"] == 2 and rows["u0.9"]["speedup"] == 4 and rows["u0.9"]["faster"] == "yes"
     assert rows["2:4"]["speedup"] == 0.8 and rows["2:4"]["faster"] == "no" and rows["dense"]["faster"] == "unclear"
-    assert rows["u0.9"]["forms"] == {"csr": 1} and len(rows["u0.9"]["times"]) == 4 and found["dense"]["latency_ms"] == 4
+    assert rows["u0.9"]["forms"] == {"csr": 1} and len(rows["u0.9"]["times"]) == 4 and found["dense"]["latency_ms"] == 8
     assert rows["dense"]["flops"] == 2 * (9 * 8 * 16 + 8 * 16 * 4) and rows["u0.5"]["flops"] == 2 * (9 * 8 * 16 + 8 * 16 * 2)
     assert rows["c0.5"]["flops"] == rows["dense"]["flops"] / 2 and rows["c0.5"]["parameters"] == 9 * 4 + 4 * 16 * 4 + 4
     assert rows["u0.5"]["parameters"] == 9 * 8 + 8 * 16 * 2 + 4
@@ -118,7 +128,7 @@ def test_the_files_are_the_report(bank, tmp_path):
 
 def test_drift_of_the_machine_cancels(bank):
     rows = {row["name"]: row for row in report(bank, rounds=9, timer=Clock(drift=0.05))["subnets"]}
-    assert rows["u0.9"]["latency_ms"] > 3 and rows["u0.9"]["speedup"] == pytest.approx(4, rel=0.05)
+    assert rows["u0.9"]["latency_ms"] > 6 and rows["u0.9"]["speedup"] == pytest.approx(4, rel=0.05)
     assert rows["2:4"]["faster"] == "no" and rows["u0.5"]["speedup_low"] > 1.8
 
 
@@ -131,8 +141,8 @@ def test_rounds_that_disagree_are_called_unclear():
 
 def test_a_real_clock_and_real_memory():
     dense, images = net("dense", 64), torch.rand(8, 1, 4, 4)
-    assert bank_measure.time_net(dense, images, 2) > 0
-    assert 1 <= bank_measure.repeats_for(dense, images, bank_measure.time_net) <= 1000
+    assert 1 <= bank_measure.repeats_for(dense, images, time_inference) <= 25
+    assert all(ms > 0 for ms in bank_measure.pair(dense, dense, images, 3, 1, time_inference))
     first = bank_measure.peak_bytes(dense, images)
     assert first >= 2 * 8 * 64 * 16 * 4 and first == bank_measure.peak_bytes(dense, images)        # input and output of the ReLU at once
     assert bank_measure.peak_bytes(nn.ReLU(inplace=True), images) == 0
@@ -142,9 +152,14 @@ def test_a_real_clock_and_real_memory():
     assert bank_measure.held_bytes(tied) == 64
 
 
-def test_repeats_make_a_timing_of_two_milliseconds():
-    assert bank_measure.repeats_for(None, None, lambda *_: 0.1) == 20
-    assert bank_measure.repeats_for(None, None, lambda *_: 50.0) == 1 and bank_measure.repeats_for(None, None, lambda *_: 0.0) == 1000
+def test_quick_nets_run_several_times():
+    assert bank_measure.repeats_for(None, None, lambda *_: 0.5) == 10
+    assert bank_measure.repeats_for(None, None, lambda *_: 50.0) == 1 and bank_measure.repeats_for(None, None, lambda *_: 0.0) == 25
+    shown = iter([9.0, 3.0, 1.0, 2.0, 9.0, 6.0, 8.0, 7.0])
+    assert bank_measure.pair("net", "dense", None, 3, 0, lambda *_: next(shown)) == [2.0, 7.0]
+    calls = []
+    bank_measure.pair("net", "dense", None, 1, 1, lambda one, _: calls.append(one) or 1.0)
+    assert calls == ["dense", "dense", "net", "net"]
 
 
 def test_csr_is_the_smallest_file_of_a_very_sparse_net():
@@ -236,9 +251,9 @@ def test_a_foreign_bank_is_refused(bank):
 
 # ---- the page and the table ----
 
-def test_the_page_has_rows_plots_forms_and_what_is_slower(bank):
-    found = report(bank)
-    page = bank_report_page(bank)
+def test_the_page_has_rows_plots_forms_and_what_is_slower(drawn):
+    found = report(drawn)
+    page = bank_report_page(drawn)
     assert without_images(page) == without_images(bank_page.render(found)) and page.count("data:image/svg+xml") == 2
     assert "Slower than the dense net here: 2:4 (0.80x)." in page and "&lt;because&gt; it is &amp; was" in page
     assert [name for name in re.findall(r"<tr><td>([^<]*)</td>", page) if name in MS or name == "the net whole"] == [
@@ -253,16 +268,16 @@ def bank_report_page(bank) -> str:
     return report_path(bank).with_suffix(".html").read_text()
 
 
-def test_without_matplotlib_there_are_numbers_and_a_sentence(bank, monkeypatch):
+def test_without_matplotlib_there_are_numbers_and_a_sentence(drawn, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    report(bank)
-    page = bank_report_page(bank)
+    report(drawn)
+    page = bank_report_page(drawn)
     assert "The plots need matplotlib" in page and "u0.9" in page and "svg" not in page
 
 
-def test_without_accuracies_there_is_no_plot(bank, monkeypatch):
+def test_without_accuracies_there_is_no_plot(drawn, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "ACCURACY", dict.fromkeys(ACCURACY))
-    page = bank_page.render(report(bank))
+    page = bank_page.render(report(drawn))
     assert "knows no accuracies" in page and "svg" not in page
 
 
@@ -287,14 +302,14 @@ def test_the_most_accurate_that_fits(bank):
     found = report(bank)
     path = report_path(bank)
     for source in (found, path, str(path), bank, SimpleNamespace(path=bank)):
-        assert fit(source, latency_ms=4) == "u0.5" and fit(source, latency_ms=1.5) == "u0.9"
-    assert fit(found, latency_ms=0.7) == "c0.5"                                        # of unknown accuracy: only where nothing else fits
+        assert fit(source, latency_ms=8) == "u0.5" and fit(source, latency_ms=3) == "u0.9"
+    assert fit(found, latency_ms=1.4) == "c0.5"                                        # of unknown accuracy: only where nothing else fits
     assert fit(found, memory_mb=1e6) == "u0.5"
     slim = next(row for row in found["subnets"] if row["name"] == "c0.5")
     assert fit(found, latency_ms=10, memory_mb=slim["memory_bytes"] / 1e6) == "c0.5"
-    with pytest.raises(ValueError, match="no sub-net measured keeps 0.1 ms; the fastest, c0.5, takes 0.5 ms"):
+    with pytest.raises(ValueError, match="no sub-net measured keeps 0.1 ms; the fastest, c0.5, takes 1 ms"):
         fit(found, latency_ms=0.1)
-    with pytest.raises(ValueError, match="keeps 1 ms and 0 MB; the fastest, c0.5, takes 0.5 ms; the smallest, c0.5, takes 0.00"):
+    with pytest.raises(ValueError, match="keeps 1 ms and 0 MB; the fastest, c0.5, takes 1 ms; the smallest, c0.5, takes 0.00"):
         fit(found, latency_ms=1, memory_mb=0)
 
 
@@ -440,7 +455,7 @@ def test_the_markdown_table(bank, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert (tmp_path / "plot.png").stat().st_size > 1000 and "![Accuracy over latency](plot.png)" in lines
     row = next(line for line in lines if line.startswith("| u0.9 |"))
-    assert "| 75.00 | 70.00 | 80.00 |" in row and "| 1.00 | 4.00 (4.00-4.00) | yes |" in row and row.endswith("| 1 csr |")
+    assert "| 75.00 | 70.00 | 80.00 |" in row and "| 2.00 | 4.00 (4.00-4.00) | yes |" in row and row.endswith("| 1 csr |")
     assert row.count("|") == lines[lines.index(row) - 4].count("|") == next(line for line in lines if line.startswith("| the net whole")).count("|")
     assert "| toy | 2 | - | 80.00 ± 0.00 | 60.00 ± 0.00 | - | 70.00 ± 0.00 | 0.50 |" in lines
     assert any("Measured by `sparsekern report toy.safetensors" in line for line in lines) and any("abacus" in line for line in lines)
