@@ -129,6 +129,8 @@ class _Run:
 
     def save(self, order: Sequence[str]) -> None:
         measured = [self.rows[name] for name in order if self.rows.get(name, {}).get("times")]
+        if not measured:
+            return
         self.report["subnets"] = [row | timings(row["times"]) for row in measured]
         self.report["finished"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         write_json(self.target if self.report["complete"] else self.partial, finite(self.report))

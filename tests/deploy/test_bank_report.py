@@ -249,6 +249,15 @@ def test_a_foreign_bank_is_refused(bank):
         report(bank)
 
 
+def test_a_subnet_that_cannot_be_deployed_leaves_nothing(bank, monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("pass model=")
+    monkeypatch.setattr(FakeBank, "deploy", refuse)
+    with pytest.raises(ValueError, match="pass model="):
+        report(bank)
+    assert list(bank.parent.iterdir()) == [bank]
+
+
 # ---- the page and the table ----
 
 def test_the_page_has_rows_plots_forms_and_what_is_slower(drawn):
