@@ -191,7 +191,7 @@ class SparseCocktail(Sparsifier):
             elif self.born[name] < k:
                 nm = self.masks[name][:own]
         if not c.umg:
-            scores = self.channels.norm_scores(self._scale)
+            scores = self.channels.norm_scores(self.norm_scale)
         elif c.naive_refill:
             scores = self.channels.weight_scores(u, None, 1.0)
         else:
@@ -204,7 +204,7 @@ class SparseCocktail(Sparsifier):
         c_masks, c_counts = zip(*(rows.get(layer, whole) for layer, whole in zip(self.masks.layers, every)))
         return found | {f"c{k}": (list(c_masks), list(c_counts))}
 
-    def _scale(self, norm: str) -> Tensor | None:
+    def norm_scale(self, norm: str) -> Tensor | None:
         module = self.model.get_submodule(norm)
         return self.norms.banks[0].get(f"{norm}.weight", module.weight)
 
