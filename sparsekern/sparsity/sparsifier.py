@@ -7,6 +7,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import combinations
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +103,7 @@ class Sparsifier(LoopHooks, ABC):
                            exclude=c.exclude)
 
     def make_masks(self) -> MaskSet:
-        return MaskSet({layer.name: layer.param for layer in self.layers})
+        return MaskSet({layer.name: layer.param for layer in self.layers}, [layer.counted for layer in self.layers])
 
     @abstractmethod
     def make_patterns(self) -> dict[str, Pattern]:
@@ -114,6 +115,14 @@ class Sparsifier(LoopHooks, ABC):
 
     def setup(self) -> None:
         """Initial masks; called once, before anything is attached."""
+
+    def norms_of(self, name: str) -> str:
+        """The sub-net whose norms the sub-net `name` is shown with at the moment."""
+        return name
+
+    def compared(self) -> list[tuple[str, str]]:
+        """The pairs of sub-nets whose overlap `metrics` tells."""
+        return list(combinations(self.subnets, 2))
 
     def event_due(self, step: int) -> bool:
         """Whether the masks change in this step, before its update."""
@@ -243,9 +252,9 @@ class Sparsifier(LoopHooks, ABC):
         """Give the plain model back: dense, with its own batch norms; or, with a name, that sub-net with zeros in its weights."""
         if self._attached is not None:
             if subnet is not None:
+                self.norms.fold(self.bank(subnet))              # first, as masks may hide scales and shifts, too
                 for weight, mask in zip(self.weights, self.masks[subnet]):
                     weight.masked_fill_(~mask, 0)
-                self.norms.fold(self.subnets.index(subnet))
             for handle in self._handles:
                 handle.remove()
             self._attached.remove()
@@ -284,6 +293,10 @@ class Sparsifier(LoopHooks, ABC):
         self._show_next()
 
     # What hooks may use.
+
+    def bank(self, name: str) -> int:
+        """The number of the norm bank that the sub-net `name` is shown with."""
+        return self.subnets.index(self.norms_of(name)) if len(self.norms.banks) > 1 else 0
 
     def nan_flags(self) -> Tensor:
         """[layers] int64 on the device: 1 where a layer's weights hold a NaN (or overflow their norm)."""
@@ -362,7 +375,7 @@ class Sparsifier(LoopHooks, ABC):
         self._shown = (view, dense_grad)
         self._attached.show(self._masks(view.forward), self._masks(view.update), dense_grad)
         self._statistics.hold(view.frozen)
-        self.norms.show(self.subnets.index(view.forward) if view.forward in self.patterns and len(self.norms.banks) > 1 else 0)
+        self.norms.show(self.bank(view.forward) if view.forward in self.patterns else 0)
 
 
 def overflowed(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> bool:
