@@ -8,13 +8,14 @@ import statistics
 import pytest
 import torch
 
-from sparsekern.deploy.latency_table import measure_latency_table, time_layers
+from sparsekern.deploy.latency_table import measure_latency_table
+from sparsekern.deploy.timing import compare
 from sparsekern.sparsity.channel_groups import find_channel_groups
 from sparsekern.sparsity.latency import layer_widths
 from sparsekern.sparsity.slim import slim
 from sparsekern.support.models import build_model
 
-SHAPE, BATCH, STEP, NETS, ROUNDS, REPEATS = (3, 32, 32), 128, 8, 20, 5, 3
+SHAPE, BATCH, STEP, NETS, ROUNDS = (3, 32, 32), 128, 8, 20, 15
 
 
 def random_nets(model):
@@ -26,29 +27,15 @@ def random_nets(model):
         yield slim(model, groups, {group.name: torch.arange(group.channels) < kept[group.name] for group in groups}).eval()
 
 
-def measured(nets, model, images):
-    """Per net the median milliseconds, and the median of its share of the whole net's, in interleaved rounds."""
-    def once(net):
-        time_layers(net, images)
-        return statistics.median(sum(time_layers(net, images).values()) for _ in range(REPEATS))
-    found = [([], []) for _ in nets]
-    for _ in range(ROUNDS):
-        for net, (times, shares) in zip(nets, found):
-            before, now, after = once(model), once(net), once(model)
-            times.append(now)
-            shares.append(2 * now / (before + after))
-    return [(statistics.median(times), statistics.median(shares)) for times, shares in found]
-
-
 @pytest.mark.parametrize("name, points", [("resnet20-b", 8), ("wrn-22-2", 5)])         # every width measured; and widths in between predicted
 def test_predicted_against_measured(name, points, note, tmp_path):
     model, images = build_model(name).eval(), torch.rand(BATCH, *SHAPE)
     table = measure_latency_table(model, SHAPE, BATCH, tmp_path / "table.json", step=STEP, points=points, progress="plain")
-    nets = list(random_nets(model))
+    nets = {str(number): net for number, net in enumerate(random_nets(model))}
     rows = []
-    for net, (ms, share) in zip(nets, measured(nets, model, images)):
-        predicted = table.total_ms(layer_widths(net))
-        rows.append((predicted, ms, predicted / ms - 1, predicted / table.full_ms / share - 1))
+    for number, timing in compare(nets, model, images, ROUNDS).items():
+        predicted = table.total_ms(layer_widths(nets[number]))
+        rows.append((predicted, timing.ms, predicted / timing.ms - 1, predicted / table.full_ms / timing.ratio - 1))
     lines = [f"whole net {table.full_ms:.2f} ms, smallest {table.smallest_ms:.2f} ms; {table.measured['rounds']} rounds of "
              f"{table.measured['nets']} nets, known to {table.measured['spread']:.1%}",
              "predicted ms, measured ms, error, error of the share of the whole net's latency:"]

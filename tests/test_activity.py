@@ -33,7 +33,7 @@ def fits(shape, kernel, stride, padding, dilation):
     return all(shape[2 + i] + 2 * padding[i] >= dilation[i] * (kernel[i] - 1) + 1 for i in range(2))
 
 
-def check(name, x, **options):
+def assert_agrees(name, x, **options):
     got, want = call(name, x, **options), call("reference", x.double(), **options)
     assert got.dtype == (torch.float64 if x.dtype == torch.float64 else torch.float32)
     assert_close(got, want, reduction=4096)
@@ -90,7 +90,7 @@ def test_against_unfold(name):
 def test_cpu_agrees_on_features(isa, dtype, signed):
     options = {"signed": signed, "seed": SEED, "offset": 10**6 + 3}
     for shape in [(5, 3), (600, 1500), (1, 7), (7, 1), (2, 3, 17), (2, 2, 2, 2, 33), (0, 4), (4, 0), (9,), (700, 33), (257, 64)]:
-        check("cpu", torch.randn(shape).to(dtype), **options)
+        assert_agrees("cpu", torch.randn(shape).to(dtype), **options)
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -100,7 +100,7 @@ def test_cpu_agrees_on_strides(isa, dtype, signed):
     for x in (y.permute(0, 2, 3, 1), y[:, ::2].permute(0, 2, 3, 1), y.to(memory_format=torch.channels_last).permute(0, 2, 3, 1),
               y[:, :, :, ::2].permute(0, 2, 3, 1), y[:1].permute(0, 2, 3, 1), y[:, :, 1:].permute(0, 2, 3, 1), torch.randn(50, 90).to(dtype).t(),
               y.permute(3, 0, 1, 2), y[..., :1].expand(3, 5, 6, 20), torch.randn(70, 2, 9000).to(dtype).permute(0, 2, 1)):
-        check("cpu", x, **options)
+        assert_agrees("cpu", x, **options)
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -108,10 +108,10 @@ def test_cpu_agrees_on_strides(isa, dtype, signed):
 def test_cpu_agrees_on_windows(isa, dtype, signed):
     for shape, given in itertools.product(IMAGES, WINDOWS):
         if fits(shape, *given):
-            check("cpu", torch.randn(shape).to(dtype), signed=signed, seed=SEED, offset=12, **window(*given))
+            assert_agrees("cpu", torch.randn(shape).to(dtype), signed=signed, seed=SEED, offset=12, **window(*given))
     x = torch.randn(3, 4, 8, 9).to(dtype)
     for view in (x.to(memory_format=torch.channels_last), x[:, ::2], x.transpose(2, 3)):
-        check("cpu", view, signed=signed, seed=SEED, **window((3, 3), padding=(1, 1)))
+        assert_agrees("cpu", view, signed=signed, seed=SEED, **window((3, 3), padding=(1, 1)))
 
 
 def test_same_bits_for_every_isa_and_thread_count():
@@ -159,7 +159,7 @@ def test_batches_add_up():
     torch.testing.assert_close(parts, activity(images, **given))
 
 
-def check_estimate(inputs, outputs, gradient, seeds=4000):
+def assert_unbiased(inputs, outputs, gradient, seeds=4000):
     """The mean over seeds of the product of signed sums against the gradient, within five of its own standard errors."""
     estimates = torch.stack([torch.outer(outputs(seed), inputs(seed)).double() for seed in range(seeds)])
     error = (estimates.mean(0) - gradient) / (estimates.std(0) / seeds**0.5)
@@ -169,16 +169,16 @@ def check_estimate(inputs, outputs, gradient, seeds=4000):
 
 def test_product_of_signed_sums_estimates_the_gradient_of_a_linear_layer():
     h, delta = torch.randn(24, 5), torch.randn(24, 4)
-    check_estimate(lambda seed: activity(h, signed=True, seed=seed), lambda seed: activity(delta, signed=True, seed=seed),
-                   delta.double().t() @ h.double())
+    assert_unbiased(lambda seed: activity(h, signed=True, seed=seed), lambda seed: activity(delta, signed=True, seed=seed),
+                    delta.double().t() @ h.double())
 
 
 def test_product_of_signed_sums_estimates_the_gradient_of_a_convolution():
     x, weight = torch.randn(2, 2, 5, 5), torch.randn(3, 2, 3, 3, requires_grad=True)
     delta = torch.randn(2, 3, 3, 3)
     (gradient,) = torch.autograd.grad(F.conv2d(x, weight, stride=2, padding=1), weight, delta)
-    check_estimate(lambda seed: activity(x, signed=True, seed=seed, kernel_size=3, stride=2, padding=1),
-                   lambda seed: activity(delta.permute(0, 2, 3, 1), signed=True, seed=seed), gradient.flatten(1).double())
+    assert_unbiased(lambda seed: activity(x, signed=True, seed=seed, kernel_size=3, stride=2, padding=1),
+                    lambda seed: activity(delta.permute(0, 2, 3, 1), signed=True, seed=seed), gradient.flatten(1).double())
 
 
 def test_product_of_activities_bounds_the_gradient():

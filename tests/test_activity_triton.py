@@ -20,7 +20,7 @@ def launch(*args, **kwargs):
     return ops.implementations("activity")["triton"](*args, **kwargs)
 
 
-def check(x, reduction, **options):
+def assert_agrees(x, reduction, **options):
     got = launch(x, **options)
     assert got.dtype == (torch.float64 if x.dtype == torch.float64 else torch.float32)
     assert_close(got, ops.implementations("activity")["reference"](x.double(), **options), reduction=reduction)
@@ -53,8 +53,8 @@ def test_a_later_batch_goes_on_where_the_first_ended():
 @pytest.mark.parametrize("options", SIGNED, ids=["absolute", "signed"])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_features_agree_with_float64(dtype, options):
-    check(torch.randn(300, 70).to(dtype), 300, **options)                                   # one chunk and a part; features past a block
-    check(torch.randn(4, 7, 11, 20).to(dtype).permute(0, 2, 3, 1), 880, **options)          # [N, C, H, W] seen as [N, H, W, C]
+    assert_agrees(torch.randn(300, 70).to(dtype), 300, **options)                                   # one chunk and a part; features past a block
+    assert_agrees(torch.randn(4, 7, 11, 20).to(dtype).permute(0, 2, 3, 1), 880, **options)          # [N, C, H, W] seen as [N, H, W, C]
 
 
 @pytest.mark.parametrize("options", SIGNED, ids=["absolute", "signed"])
@@ -63,11 +63,11 @@ def test_features_agree_with_float64(dtype, options):
     lambda t: t[..., :0], lambda t: t[:, :, :1].expand(-1, -1, 4, -1), lambda t: t.unsqueeze(2)[:, ::2, :, ::3]])
 def test_shapes_and_strides(view, options):
     x = view(torch.randn(4, 5, 6, 37))
-    check(x, max(x.shape[:-1].numel(), 1), **options)
+    assert_agrees(x, max(x.shape[:-1].numel(), 1), **options)
 
 
 def test_more_than_three_kinds_of_leading_strides():
-    check(torch.randn(4, 4, 4, 4, 3)[::2, ::2, ::2, ::2], 16, **SIGNED[1])
+    assert_agrees(torch.randn(4, 4, 4, 4, 3)[::2, ::2, ::2, ::2], 16, **SIGNED[1])
 
 
 @pytest.mark.parametrize("options", SIGNED, ids=["absolute", "signed"])
@@ -77,8 +77,8 @@ def test_more_than_three_kinds_of_leading_strides():
     {"kernel_size": [5, 5], "padding": [4, 4], "dilation": [2, 2]}], ids=str)
 def test_taps_agree_with_float64(window, options):
     x = torch.randn(3, 5, 9, 8)
-    check(x, 200, **window, **options)
-    check(x.bfloat16().to(memory_format=torch.channels_last), 200, **window, **options)
+    assert_agrees(x, 200, **window, **options)
+    assert_agrees(x.bfloat16().to(memory_format=torch.channels_last), 200, **window, **options)
 
 
 def test_taps_without_images_or_output():

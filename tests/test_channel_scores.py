@@ -24,7 +24,7 @@ def in_form(form, masks):
     return {"bool": lambda m: m, "bits": ops.pack_mask, "none": lambda m: NONE}[form](masks)
 
 
-def check(got, want, reduction=4096):
+def assert_agrees(got, want, reduction=4096):
     assert len(got) == len(want)
     for one, other in zip(got, want):
         assert one.dtype == (torch.float64 if one.dtype == torch.float64 else torch.float32)
@@ -80,7 +80,7 @@ def test_agrees(name, dtype, form, two):
             weight[~one] = math.inf
     got = call(name, weights, *lists, beta=0.75)
     assert all(g.dtype == (torch.float64 if dtype == torch.float64 else torch.float32) for g in got)
-    check(got, call("reference", double(weights), *lists, beta=0.75))
+    assert_agrees(got, call("reference", double(weights), *lists, beta=0.75))
 
 
 @EACH
@@ -91,9 +91,9 @@ def test_any_layout(name):
     for w in (weight, weight.to(memory_format=last), torch.empty_strided((6, 5, 3, 4), (1, 6, 30, 90)).copy_(weight),
               torch.stack([weight, weight], -1)[..., 0]):
         for m in (mask, mask.to(memory_format=last)):
-            check(call(name, [w], [m], [~m], beta=0.25), want)
+            assert_agrees(call(name, [w], [m], [~m], beta=0.25), want)
     flat = torch.cat([torch.zeros(3), weight.flatten()])
-    check(call(name, [flat[3:].view(6, 60)], [mask.view(6, 60)], [~mask.view(6, 60)], beta=0.25), want)
+    assert_agrees(call(name, [flat[3:].view(6, 60)], [mask.view(6, 60)], [~mask.view(6, 60)], beta=0.25), want)
 
 
 def test_same_bits_for_every_instruction_set_and_thread_count(isa):
@@ -117,8 +117,8 @@ def on_threads(count, weights, a, b, isa):
 def test_none_means_all():
     weights = [torch.randn(3, 4), torch.randn(5)]
     mask = torch.rand(3, 4) < 0.5
-    check(channel_scores(weights, [mask, None], [None, None], beta=0.5),
-          call("reference", double(weights), [mask, NONE], [NONE, NONE], beta=0.5))
+    assert_agrees(channel_scores(weights, [mask, None], [None, None], beta=0.5),
+                  call("reference", double(weights), [mask, NONE], [NONE, NONE], beta=0.5))
     assert channel_scores([], []) == []
 
 

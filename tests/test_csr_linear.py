@@ -56,7 +56,7 @@ def test_worked_example_nan_of_an_unused_input_stays_there(name):
 
 # ---- agreement ----
 
-def check(name, dtype, value_type=None, shapes=SHAPES, order="C"):
+def assert_agrees(name, dtype, value_type=None, shapes=SHAPES, order="C"):
     for rows, cols, sparsity, batch in shapes:
         layer, dense, of_row = make(rows, cols, sparsity, value_type or dtype)
         x, dy = torch.randn(batch, cols).to(dtype), torch.randn(batch, rows).to(dtype)
@@ -77,23 +77,23 @@ def check(name, dtype, value_type=None, shapes=SHAPES, order="C"):
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_cpu_agrees(isa, dtype):
-    check("cpu", dtype)
+    assert_agrees("cpu", dtype)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_reference_agrees(dtype):
-    check("reference", dtype)
+    assert_agrees("reference", dtype)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_float32_values_beside_half_activations(name, dtype):
-    check(name, dtype, torch.float32, SHAPES[:4])
+    assert_agrees(name, dtype, torch.float32, SHAPES[:4])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_column_major_and_strided_activations(name):
-    check(name, torch.float32, shapes=SHAPES[:5], order="F")
+    assert_agrees(name, torch.float32, shapes=SHAPES[:5], order="F")
     layer, dense, _ = make(30, 40, 0.5)
     wide = torch.randn(50, 130)
     for x in (wide[:20, :40], wide[::2, 5:45], wide[:20, :80:2], wide[0, :40].expand(20, 40)):

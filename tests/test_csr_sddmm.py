@@ -68,7 +68,7 @@ def test_worked_example_of_rounding(name):
 
 # ---- agreement ----
 
-def check_csr_agreement(name, dtype):
+def assert_csr_agrees(name, dtype):
     for rows, cols, length, sparsity in SHAPES:
         crow, col, _ = random_csr(rows, cols, sparsity, index64=rows % 2 == 0)
         a, b = torch.randn(rows, length).to(dtype), torch.randn(cols, length).to(dtype)
@@ -79,13 +79,13 @@ def check_csr_agreement(name, dtype):
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_cpu_agrees(isa, dtype):
-    check_csr_agreement("cpu", dtype)
+    assert_csr_agrees("cpu", dtype)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("name", [n for n in each_implementation("csr_sddmm") if n != "cpu"])
 def test_agrees(name, dtype):
-    check_csr_agreement(name, dtype)
+    assert_csr_agrees(name, dtype)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)

@@ -20,7 +20,7 @@ def wide(op, *args):
     return ops.implementations(op)["reference"](*(t.double() if t.is_floating_point() else t for t in args))
 
 
-def check(crow, col, a, b, algo):
+def assert_agrees(crow, col, a, b, algo):
     got = launch("csr_sddmm", crow, col, a, b, algo=algo)
     assert got.dtype == a.dtype and got.shape == col.shape
     assert_close(got, wide("csr_sddmm", crow, col, a, b), reduction=a.shape[1])
@@ -41,7 +41,7 @@ def test_by_hand(algo):
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_dtypes_agree_with_float64(dtype, index64, algo):
     crow, col, _ = random_csr(21, 150, 0.9, index64=index64)
-    check(crow, col, torch.randn(21, 37).to(dtype), torch.randn(150, 37).to(dtype), algo)
+    assert_agrees(crow, col, torch.randn(21, 37).to(dtype), torch.randn(150, 37).to(dtype), algo)
 
 
 @pytest.mark.parametrize("algo", ["gather", "dense"])
@@ -51,7 +51,7 @@ def test_dtypes_agree_with_float64(dtype, index64, algo):
 def test_shapes(rows, cols, n, sparsity, algo):
     # Below, at and above a tile; full tiles; rows split among programs; nothing stored; empty sides.
     crow, col, _ = random_csr(rows, cols, sparsity)
-    check(crow, col, torch.randn(rows, n), torch.randn(cols, n), algo)
+    assert_agrees(crow, col, torch.randn(rows, n), torch.randn(cols, n), algo)
 
 
 @pytest.mark.parametrize("algo", ["gather", "dense"])
@@ -59,7 +59,7 @@ def test_rows_of_very_different_lengths(algo):
     lengths = torch.tensor([0, 200, 0, 1, 64, 65, 0])
     crow = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)]).int()
     col = torch.cat([torch.randperm(200)[:n].sort().values for n in lengths.tolist()]).int()
-    check(crow, col, torch.randn(7, 10), torch.randn(200, 10), algo)
+    assert_agrees(crow, col, torch.randn(7, 10), torch.randn(200, 10), algo)
 
 
 def test_a_program_of_several_tiles(monkeypatch):
@@ -68,8 +68,8 @@ def test_a_program_of_several_tiles(monkeypatch):
     crow, col, _ = random_csr(70, 500, 0.9)
     for programs in (1, 5, 100):
         monkeypatch.setattr(csr_sddmm, "PROGRAMS", programs)
-        check(crow, col, torch.randn(70, 8), torch.randn(500, 8), "dense")
-        check(crow, col, torch.randn(70, 8), torch.randn(500, 8), "gather")
+        assert_agrees(crow, col, torch.randn(70, 8), torch.randn(500, 8), "dense")
+        assert_agrees(crow, col, torch.randn(70, 8), torch.randn(500, 8), "gather")
 
 
 @pytest.mark.parametrize("algo", ["gather", "dense"])
@@ -80,7 +80,7 @@ def test_any_strides(algo):
     for turn in (lambda t: t.t().contiguous().t(), lambda t: torch.stack([t, t], 2)[:, :, 1], lambda t: torch.cat([t, t], 1)[:, :12]):
         assert torch.equal(launch("csr_sddmm", crow, col, turn(a), b, algo=algo), want)
         assert torch.equal(launch("csr_sddmm", crow, col, a, turn(b), algo=algo), want)
-    check(crow, col, torch.ones(()).expand(9, 12), b, algo)
+    assert_agrees(crow, col, torch.ones(()).expand(9, 12), b, algo)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")             # the interpreter computes with numpy

@@ -69,7 +69,7 @@ def test_worked_example_only_stored_entries_carry_nan_and_inf(name):
 
 # ---- agreement ----
 
-def check(name, dtype, value_type=None, shapes=SHAPES):
+def assert_agrees(name, dtype, value_type=None, shapes=SHAPES):
     for rows, cols, sparsity, n in shapes:
         (crow, col, val), (row_order, *transposed), dense = make(rows, cols, sparsity, value_type or dtype)
         reduction = max(int(crow.diff().max()) if rows else 1, 1)
@@ -83,18 +83,18 @@ def check(name, dtype, value_type=None, shapes=SHAPES):
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_cpu_agrees(isa, dtype):
-    check("cpu", dtype)
+    assert_agrees("cpu", dtype)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_reference_agrees(dtype):
-    check("reference", dtype)
+    assert_agrees("reference", dtype)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_float32_values_beside_half_operands(name, dtype):
-    check(name, dtype, torch.float32, SHAPES[:4])
+    assert_agrees(name, dtype, torch.float32, SHAPES[:4])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,4 @@
-"""Imports point downwards only: cli -> training, deploy -> algorithms, support -> sparsity -> nn -> ops -> triton_kernels, _native."""
+"""Imports point downwards only: cli -> training, deploy -> algorithms -> sparsity -> nn, support; nn -> ops -> triton_kernels, _native."""
 import ast
 from pathlib import Path
 
@@ -10,7 +10,7 @@ BELOW = {                                                   # room -> what it ma
     "_native": set(), "_version": set(), "_machine": set(),
     "ops": {"_native", "triton_kernels"},
     "nn": {"ops", "_native"},
-    "sparsity": {"nn", "ops", "_machine"},
+    "sparsity": {"support", "nn", "ops", "_machine"},
     "algorithms": {"sparsity", "nn", "ops"},
     "testing": {"ops", "_native", "triton_kernels"},
     "doctor": {"testing", "nn", "ops", "_native", "_machine", "__version__"},     # knows the build, the ops and the layers, no algorithm

@@ -47,7 +47,7 @@ def test_worked_example_stats(name):
 
 # ---- agreement ----
 
-def check_against_reference(name):
+def assert_agrees(name):
     for shape in SHAPES:
         mask = random_mask(shape)
         bits = call("pack_mask", "reference", mask)
@@ -55,7 +55,7 @@ def check_against_reference(name):
         assert torch.equal(call("unpack_mask", name, bits, list(shape)), mask)
 
 
-def check_stats(name):
+def assert_stats_agree(name):
     a, b = [random_mask(shape) for shape in SHAPES], [random_mask(shape, 0.7) for shape in SHAPES]
     want = torch.tensor([[int(x.sum()), int(y.sum()), int((x & y).sum()), int((x ^ y).sum())] for x, y in zip(a, b)])
     packed = [[ops.pack_mask(mask) for mask in masks] for masks in (a, b)]
@@ -65,14 +65,14 @@ def check_stats(name):
 
 
 def test_cpu_agrees_with_reference(isa):
-    check_against_reference("cpu")
-    check_stats("cpu")
+    assert_agrees("cpu")
+    assert_stats_agree("cpu")
 
 
 @pytest.mark.parametrize("name", [n for n in each_implementation("pack_mask") if n != "cpu"])
 def test_agrees_with_reference(name):
-    check_against_reference(name)
-    check_stats(name)
+    assert_agrees(name)
+    assert_stats_agree(name)
 
 
 @pytest.mark.parametrize("name", each_implementation("pack_mask"))

@@ -32,7 +32,7 @@ def in_form(form, masks):
 
 # ---- agreement ----
 
-def check(pair, variant, form):
+def assert_agrees(pair, variant, form):
     params, grads, buffers = make(SHAPES, *pair)
     masks = in_form(form, random_masks(params, 0.3))
     want_p, want_v = double(params), double(buffers)
@@ -46,12 +46,12 @@ def check(pair, variant, form):
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @pytest.mark.parametrize("form", ["bool", "bits", "none"])
 def test_variants_agree_with_float64(variant, form):
-    check((torch.float32, torch.float32), variant, form)
+    assert_agrees((torch.float32, torch.float32), variant, form)
 
 
 @pytest.mark.parametrize("pair", PAIRS[1:], ids=lambda p: f"{p[0]}-{p[1]}".replace("torch.", ""))
 def test_dtypes_agree_with_float64(pair):
-    check(pair, {}, "bool")
+    assert_agrees(pair, {}, "bool")
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)

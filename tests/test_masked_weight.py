@@ -66,7 +66,7 @@ def test_worked_example_gradients():
 
 # ---- agreement ----
 
-def check_forward(name, source, target, form):
+def assert_forward_agrees(name, source, target, form):
     for shape in awkward_shapes:
         weight = torch.randn(shape).to(source)
         mask = torch.rand(shape) < 0.4
@@ -78,7 +78,7 @@ def check_forward(name, source, target, form):
 @pytest.mark.parametrize("source", TYPES, ids=str)
 def test_cpu_agrees(isa, source, form):
     for target in [None, *TYPES]:
-        check_forward("cpu", source, target, form)
+        assert_forward_agrees("cpu", source, target, form)
 
 
 @pytest.mark.parametrize("name", [n for n in each_implementation("masked_weight") if n != "cpu"])
@@ -86,7 +86,7 @@ def test_cpu_agrees(isa, source, form):
 def test_agrees(name, form):
     for source, target in [(t, None) for t in TYPES] + [(torch.float32, torch.bfloat16), (torch.float32, torch.float16),
                                                         (torch.bfloat16, torch.float32), (torch.float64, torch.float16)]:
-        check_forward(name, source, target, form)
+        assert_forward_agrees(name, source, target, form)
 
 
 @pytest.mark.parametrize("name", each_implementation("masked_weight"))

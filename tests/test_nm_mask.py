@@ -89,7 +89,7 @@ def test_reference_is_the_definition(use_abs):
             assert got.tolist() == [by_hand(line, n, m, use_abs) for line in x.tolist()]
 
 
-def check(name, dtype, ratios=RATIOS, shapes=SHAPES):
+def assert_agrees(name, dtype, ratios=RATIOS, shapes=SHAPES):
     for (n, m), (shape, dim) in itertools.product(ratios, shapes):
         for x in (torch.randn(shape).to(dtype), special(shape, dtype)) if (n, m) == (2, 4) else (special(shape, dtype),):
             for use_abs in (True, False):
@@ -110,14 +110,14 @@ def bits(tensor):
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_cpu_agrees(isa, dtype):
-    check("cpu", dtype)
+    assert_agrees("cpu", dtype)
 
 
 @pytest.mark.skipif("triton" not in each_implementation("nm_mask"), reason="Triton runs on a GPU or in its interpreter")
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_triton_agrees(dtype):
-    check("triton", dtype, [(2, 4), (0, 4), (1, 16)], [((3,), 0), ((5, 70), 1), ((9, 17), 0), ((2, 9, 2), 1), ((0, 4), 1)])
-    check("triton", dtype, [(3, 5), (5, 33)], [((), -1), ((3, 70), 1), ((35, 3), 0)])
+    assert_agrees("triton", dtype, [(2, 4), (0, 4), (1, 16)], [((3,), 0), ((5, 70), 1), ((9, 17), 0), ((2, 9, 2), 1), ((0, 4), 1)])
+    assert_agrees("triton", dtype, [(3, 5), (5, 33)], [((), -1), ((3, 70), 1), ((35, 3), 0)])
 
 
 @pytest.mark.parametrize("name", each_implementation("nm_mask"))

@@ -119,7 +119,7 @@ def test_pack_agrees_with_the_reference():
         assert torch.equal(unpack(*got, n, m, cols, v), x)
 
 
-def check(name, dtype, value_type=None, cases=CASES):
+def assert_agrees(name, dtype, value_type=None, cases=CASES):
     for rows, cols, n, m, v, width in cases:
         x = make(rows, cols, n, m, v, value_type or dtype)
         values, index = nm_pack(x, n, m, v=v)
@@ -132,19 +132,19 @@ def check(name, dtype, value_type=None, cases=CASES):
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_cpu_agrees(isa, dtype):
-    check("cpu", dtype)
+    assert_agrees("cpu", dtype)
 
 
 @pytest.mark.parametrize("name", [name for name in SPMM if name != "cpu"])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_agrees(name, dtype):
-    check(name, dtype)
+    assert_agrees(name, dtype)
 
 
 @pytest.mark.parametrize("name", SPMM)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_float32_values_beside_half_operands(name, dtype):
-    check(name, dtype, torch.float32, CASES[:5])
+    assert_agrees(name, dtype, torch.float32, CASES[:5])
 
 
 @pytest.mark.parametrize("name", SPMM)
@@ -247,19 +247,21 @@ def test_the_pattern_of_the_gradients_is_made_once_and_again_after_an_edit(monke
     values, index = nm_pack(x, 2, 8)
     b, incoming = torch.randn(48, 33, requires_grad=True), torch.randn(20, 33)
 
-    def check(values, index, v=1):
+    def assert_gradient(values, index, patterns, v=1):
         d_b, = torch.autograd.grad(nm_spmm(values, index, b, 2, 8, 48, v=v), b, incoming)
         assert_close(d_b, unpack(values, index, 2, 8, 48, v).t().double() @ incoming.double(), reduction=20)
-        return len(made)
+        assert len(made) == patterns
 
-    assert [check(values, index), check(values * 2, index)] == [1, 1]
+    assert_gradient(values, index, 1)
+    assert_gradient(values * 2, index, 1)
     index[0, :2] = torch.tensor([6, 7], dtype=torch.uint8)
-    assert [check(values, index), check(values, index)] == [2, 2]
+    assert_gradient(values, index, 2)
+    assert_gradient(values, index, 2)
     index.data = index.flip(0)
-    assert check(values, index) == 3
-    assert check(values, index.clone()) == 4
+    assert_gradient(values, index, 3)
+    assert_gradient(values, index.clone(), 4)
     shared = index[:10].clone()
-    assert check(values, shared, 2) == 5
+    assert_gradient(values, shared, 5, v=2)
 
 
 def test_the_gradient_of_values_follows_an_edit_of_index():

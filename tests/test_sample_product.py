@@ -183,7 +183,7 @@ def test_hopeless_weights_are_uniform():
 
 # ---- the distribution ----
 
-def check_distribution(samples, seeds):
+def assert_distribution(samples, seeds):
     rows, cols = 40, 25
     f, g = torch.rand(rows) ** 3, torch.rand(cols)
     f[7], g[3] = 0, NAN
@@ -196,12 +196,12 @@ def check_distribution(samples, seeds):
 
 
 def test_draws_follow_the_product_of_the_weights():
-    check_distribution(1_000_000, range(3))
+    assert_distribution(1_000_000, range(3))
 
 
 @pytest.mark.slow
 def test_ten_million_draws_follow_the_product_of_the_weights():
-    check_distribution(10_000_000, range(100, 120))
+    assert_distribution(10_000_000, range(100, 120))
 
 
 def test_a_wrong_distribution_is_seen():

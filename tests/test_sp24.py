@@ -163,7 +163,7 @@ def test_arranging_is_a_permutation():
 
 # ---- agreement ----
 
-def check(name, dtype, shapes=((32, 64), (0, 64), (32, 0), (96, 64), (64, 448), (224, 192))):
+def assert_agrees(name, dtype, shapes=((32, 64), (0, 64), (32, 0), (96, 64), (64, 448), (224, 192))):
     for shape, layout in itertools.product(shapes, LAYOUTS):
         for x in (torch.randn(shape).to(dtype), special(shape, dtype)):
             mask = torch.rand(shape) < 0.5
@@ -183,7 +183,7 @@ def check(name, dtype, shapes=((32, 64), (0, 64), (32, 0), (96, 64), (64, 448), 
 @pytest.mark.skipif("cpu" not in each_implementation("sp24_compress"), reason="no compiled kernels")
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_cpu_agrees(isa, dtype):
-    check("cpu", dtype)
+    assert_agrees("cpu", dtype)
 
 
 @pytest.mark.parametrize("name", each_implementation("sp24_compress"))

@@ -1,4 +1,5 @@
 """What IEE does differently for each kind of sparsity; here the base of the forms, and single weights."""
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from sparsekern.algorithms.iee import IEE
 
 
-class Form:
+class Form(ABC):
     """A kind of sparsity under IEE, which calls these methods in this order and does the rest: phases, freezing, momentum, metrics.
 
     `self.s` is the IEE: its config, model, layers, masks (the active net is `self.s.masks[self.s.net]`), weights and `scores()`.
@@ -38,9 +39,9 @@ class Form:
     def make_masks(self) -> MaskSet:
         return Sparsifier.make_masks(self.s)
 
+    @abstractmethod
     def make_patterns(self) -> dict[str, Pattern]:
         """{name: pattern} of the one net; the form's settings are checked here."""
-        raise NotImplementedError
 
     def explores(self) -> bool:
         """Whether anything is pruned at all; without it there are no cycles."""
@@ -50,24 +51,24 @@ class Form:
         """Steps of the phases before the cycles, each of which ends with `approach`."""
         return []
 
+    @abstractmethod
     def start(self) -> None:
         """Write the first masks of the active net."""
-        raise NotImplementedError
 
     def observe(self) -> None:
         """Called in every step with the gradients in place, before its update; `self.s.phase` tells which phase it is."""
 
     def approach(self, position: int) -> tuple[list[Tensor], list[int]]:
-        """The active masks after the phase `position` of the lead, and their counts."""
-        raise NotImplementedError
+        """The active masks after the phase `position` of the lead, and their counts; as they are, unless a form has a lead and changes them."""
+        return [mask.clone() for mask in self.s.masks[self.s.net]], self.s.masks.counts(self.s.net)
 
+    @abstractmethod
     def prune(self, share: float) -> tuple[list[Tensor], list[int]]:
         """The active masks without the share of the budget that this cycle exchanges, and their counts. Called after phase H."""
-        raise NotImplementedError
 
+    @abstractmethod
     def grow(self, share: float) -> tuple[list[Tensor], list[int]]:
         """The active masks back at the full budget, and their counts. Called after phase Q."""
-        raise NotImplementedError
 
     def slim(self) -> nn.Module:
         """The active net as a plain, physically smaller model."""

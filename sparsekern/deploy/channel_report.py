@@ -1,27 +1,29 @@
 """What is left of a channel-sparse run in the end: the slimmed net on disk, and its latency, predicted and measured."""
-import statistics
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sparsekern.deploy.latency_table import time_layers
+from sparsekern.deploy.timing import compare
 from sparsekern.sparsity.channel_masks import Channels
 from sparsekern.sparsity.latency import LatencyTable, layer_widths
 
 FILE = "slim.safetensors"
+MEASURED = ("measured_ms", "measured_full_ms", "speedup", "speedup_10", "speedup_90", "fps")
 
 
-def channel_report(run, rounds: int = 15) -> dict:
+def channel_report(run, rounds: int = 40) -> dict:
     """For the report of a run whose net has lost channels; removes the run's sparsifier. {} for any other run.
 
     Args:
         run: at its end: sparsifier, model and `out`, the directory that the slimmed net's state_dict is written to.
-        rounds: inferences of the whole and of the slimmed net, in turn, of which the medians are reported.
+        rounds: of the measurement, each an inference of the slimmed net between two of the whole one (`timing.compare`).
     Returns:
-        {"slim": {"predicted_ms", "predicted_full_ms", "measured_ms", "measured_full_ms", "fps", "batch", "parameters", "file", "file_bytes",
-        "difference"}}. Nothing is measured (None) where the table is of another machine. `difference` is the largest one between outputs of
+        {"slim": {"predicted_ms", "predicted_full_ms", "measured_ms", "measured_full_ms", "speedup", "speedup_10", "speedup_90", "fps", "batch",
+        "parameters", "file", "file_bytes", "difference", "channels"}}. Nothing is measured (None) where the table is of another machine.
+        The two measured times are medians of their own; `speedup` is the median of the rounds' ratios, which a machine at work disturbs less,
+        and beside it stand the quantiles that a tenth of the rounds lie below and above. `difference` is the largest one between outputs of
         the slimmed and of the masked net, as a share of the largest output.
     """
     sparsifier = run.sparsifier
@@ -40,22 +42,26 @@ def channel_report(run, rounds: int = 15) -> dict:
     path = Path(run.out) / FILE
     # copies: a module that has two names has its tensors twice, and safetensors refuses shared memory
     save_file({name: value.clone(memory_format=torch.contiguous_format) for name, value in slimmed.state_dict().items()}, path)
-    here = measurable(table, run.model)
-    measured, full = beside(slimmed, run.model, images, rounds) if here else (None, None)
-    return {"slim": {"predicted_ms": predicted, "predicted_full_ms": table.full_ms, "measured_ms": measured, "measured_full_ms": full,
-                     "fps": None if measured is None else 1000 * len(images) / measured, "batch": len(images), "file": FILE,
+    return {"slim": {"predicted_ms": predicted, "predicted_full_ms": table.full_ms,
+                     **(measure(slimmed, run.model, images, rounds) if measurable(table, run.model) else dict.fromkeys(MEASURED)),
+                     "batch": len(images), "file": FILE,
                      "parameters": sum(parameter.numel() for parameter in slimmed.parameters()), "file_bytes": path.stat().st_size,
                      "difference": difference, "channels": {name: list(widths) for name, widths in layer_widths(slimmed).items()}}}
 
 
+def measure(slimmed: nn.Module, whole: nn.Module, images: Tensor, rounds: int = 40) -> dict[str, float]:
+    """The measured entries of `channel_report`: milliseconds, speed-up with its spread, images per second."""
+    timing = compare({"slimmed": slimmed}, whole, images, rounds)["slimmed"]
+    return dict(zip(MEASURED, (timing.ms, timing.reference_ms, timing.speedup, timing.speedup_10, timing.speedup_90, 1000 * len(images) / timing.ms)))
+
+
 def describe(slim: dict) -> str:
     """The figures as one line."""
-    def times(full, now) -> str:
-        return f"{now:.2f} ms ({full / now:.2f}x)"
     measured = "not measured here" if slim["measured_ms"] is None else \
-        f"measured {times(slim['measured_full_ms'], slim['measured_ms'])}, {slim['fps']:.0f} images/s"
-    return (f"slimmed net: predicted {times(slim['predicted_full_ms'], slim['predicted_ms'])}, {measured}; {slim['parameters']:,} parameters, "
-            f"{slim['file_bytes'] / 1e6:.2f} MB in {slim['file']}")
+        (f"measured {slim['measured_ms']:.2f} ms ({slim['speedup']:.2f}x, {slim['speedup_10']:.2f} to {slim['speedup_90']:.2f}x in eight rounds "
+         f"of ten), {slim['fps']:.0f} images/s")
+    return (f"slimmed net: predicted {slim['predicted_ms']:.2f} ms ({slim['predicted_full_ms'] / slim['predicted_ms']:.2f}x), {measured}; "
+            f"{slim['parameters']:,} parameters, {slim['file_bytes'] / 1e6:.2f} MB in {slim['file']}")
 
 
 def load_slim(model: nn.Module, path: Path | str) -> nn.Module:
@@ -115,15 +121,3 @@ def measurable(table: LatencyTable, model: nn.Module) -> bool:
     except ValueError:
         return False
     return True
-
-
-def beside(slimmed: nn.Module, whole: nn.Module, images: Tensor, rounds: int) -> tuple[float, float]:
-    """Milliseconds of both nets, run in turn; medians."""
-    found: tuple[list[float], list[float]] = [], []
-    for number in range(rounds + 2):
-        for net, times in zip((slimmed, whole), found):
-            time_layers(net, images)
-            total = sum(time_layers(net, images).values())
-            if number >= 2:
-                times.append(total)
-    return statistics.median(found[0]), statistics.median(found[1])

@@ -67,6 +67,29 @@ def find_channel_groups(model: nn.Module, example: Tensor, *, keep_first: bool =
             module.training = mode
 
 
+def norms_after(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """{convolution or linear layer: the batch norms that read its output alone}; ValueError where the model cannot be traced."""
+    modules = dict(model.named_modules())
+    sources: dict[str, set[str | None]] = {}
+    for node in _traced(model).nodes:
+        if node.op == "call_module" and isinstance(modules[node.target], _BatchNorm):
+            before = node.args[0] if node.args else None
+            layer = isinstance(before, fx.Node) and before.op == "call_module" and isinstance(modules[before.target], (nn.Conv2d, nn.Linear))
+            sources.setdefault(node.target, set()).add(before.target if layer else None)
+    found: dict[str, tuple[str, ...]] = {}
+    for norm, layers in sources.items():
+        if len(layers) == 1 and (layer := next(iter(layers))) is not None:
+            found[layer] = (*found.get(layer, ()), norm)
+    return found
+
+
+def _traced(model: nn.Module) -> fx.Graph:
+    try:
+        return fx.symbolic_trace(model).graph
+    except Exception as error:                                      # whatever the model's own code raises on a tracer's stand-ins
+        raise _refusal("the forward pass", f"torch.fx cannot trace it ({str(error).splitlines()[0]})") from error
+
+
 class _Channels:
     """A set of channels while the graph is walked; sets that meet are joined."""
 
@@ -102,12 +125,9 @@ class _Walk:
         self.known: dict[fx.Node, tuple[_Channels, int]] = {}
         self.seen: dict[str, tuple[_Channels, _Channels]] = {}      # module -> the channels it takes and gives
         self.owner: dict[int, str] = {}                             # weight -> the module it was met in
-        try:
-            graph = fx.symbolic_trace(model)
-        except Exception as error:                                  # whatever the model's own code raises on a tracer's stand-ins
-            raise _refusal("the forward pass", f"torch.fx cannot trace it ({str(error).splitlines()[0]})") from error
-        ShapeProp(graph).propagate(example)
-        for node in graph.graph.nodes:
+        graph = _traced(model)
+        ShapeProp(graph.owning_module).propagate(example)
+        for node in graph.nodes:
             getattr(self, node.op)(node)
 
     def groups(self, keep_first: bool) -> list[ChannelGroup]:

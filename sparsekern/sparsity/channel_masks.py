@@ -28,6 +28,15 @@ class Channels:
         return "channel"
 
 
+@dataclass(frozen=True)
+class ChannelShare:
+    """Whole output channels, the same share of every layer's."""
+    sparsity: float                     # fraction of zeros, in [0, 1)
+
+    def __str__(self) -> str:
+        return "channel"
+
+
 class ChannelMasks:
     """The channel groups of a model as masks over its parameters.
 
@@ -121,16 +130,11 @@ class ChannelMaskSet(MaskSet):
 
     def __init__(self, channels: ChannelMasks):
         layers = channels.layers()
-        super().__init__({layer.name: layer.param for layer in layers})
+        super().__init__({layer.name: layer.param for layer in layers}, [layer.counted for layer in layers])
         self.channels = channels
-        self._counted = [layer.counted for layer in layers]
         self._first = {}                                            # group -> its first layer and the elements of a channel there
         for index, group in enumerate(channels._group_of):
             self._first.setdefault(group.name, (index, self.numels[index] // group.channels))
-        self.numel = sum(numel for numel, counted in zip(self.numels, self._counted) if counted)
-
-    def nnz(self, name: str) -> int:
-        return sum(count for count, counted in zip(self.counts(name), self._counted) if counted)
 
     def kept(self, name: str) -> dict[str, int]:
         """{group: channels}, without asking the device."""
@@ -142,7 +146,7 @@ class ChannelMaskSet(MaskSet):
 
     def densities(self, name: str) -> dict[str, float]:
         if name == ALL or name.startswith(rest("")):                # rows alone: what reads them is all there
-            return {layer: density for (layer, density), counted in zip(super().densities(name).items(), self._counted) if counted}
+            return super().densities(name)
         return self.channels.densities(self.kept(name))
 
 

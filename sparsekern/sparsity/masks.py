@@ -13,12 +13,17 @@ class MaskSet:
 
     `version` grows with every change. Names are those of the sub-nets; `ALL` is always there and masks nothing, and so is `rest(name)`, all
     that a mask hides.
+
+    Args:
+        weights: the masked tensors by name.
+        counted: per tensor whether it counts as prunable; norms and biases that follow the channels of a weight do not. Default: all do.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor]):
+    def __init__(self, weights: Mapping[str, Tensor], counted: Sequence[bool] | None = None):
         self.layers = tuple(weights)
         self.numels = [weight.numel() for weight in weights.values()]
-        self.numel = sum(self.numels)
+        self.counted = [True] * len(self.layers) if counted is None else list(counted)
+        self.numel = self._sum(self.numels)
         self.version = 0
         self._weights = list(weights.values())
         self._masks: dict[str, list[Tensor]] = {}
@@ -52,7 +57,8 @@ class MaskSet:
         return list(self.numels) if name == ALL else list(self._counts[self._known(name)])
 
     def nnz(self, name: str) -> int:
-        return sum(self.counts(name))
+        """Kept weights, those that count."""
+        return self._sum(self.counts(name))
 
     def sparsity(self, name: str) -> float:
         """Over all prunable weights together."""
@@ -64,7 +70,7 @@ class MaskSet:
 
     def densities(self, name: str) -> dict[str, float]:
         """{weight: share of it that takes part in products}; weights left out are dense."""
-        return {layer: count / numel for layer, count, numel in zip(self.layers, self.counts(name), self.numels)}
+        return {layer: count / numel for layer, count, numel, own in zip(self.layers, self.counts(name), self.numels, self.counted) if own}
 
     def write(self, name: str, masks: Sequence[Tensor], counts: Sequence[int]) -> None:
         """Replace the masks of a name by ones whose counts are known."""
@@ -106,6 +112,9 @@ class MaskSet:
                            for layer, mask in zip(self.layers, own)]
             counts[name] = ops.mask_stats(masks[name])[:, 0].tolist()
         return masks, counts
+
+    def _sum(self, numbers: Sequence[int]) -> int:
+        return sum(number for number, own in zip(numbers, self.counted) if own)
 
     def _known(self, name: str) -> str:
         if name not in self._masks:

@@ -8,6 +8,15 @@ from sparsekern.ops.nm_mask import LARGEST_GROUP
 
 
 @dataclass(frozen=True)
+class Whole:
+    """Every weight: the dense net among its sub-nets."""
+    sparsity: float = 0.0
+
+    def __str__(self) -> str:
+        return "dense"
+
+
+@dataclass(frozen=True)
 class Unstructured:
     """Any positions; exactly `nnz(numel)` of them are kept."""
     sparsity: float                     # fraction of zeros, in [0, 1)
@@ -70,7 +79,7 @@ class NM:
         return [cls.parse(part) for part in parts]
 
 
-Pattern = Unstructured | NM
+Pattern = Whole | Unstructured | NM
 
 
 def refuse_settings(config, pattern: str, *names: str) -> None:

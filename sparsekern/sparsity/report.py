@@ -1,6 +1,4 @@
 """Numbers about masks for people: exact sparsity, overlap, flips."""
-from itertools import combinations
-
 import torch
 
 from sparsekern import ops
@@ -26,15 +24,15 @@ def summary(sparsifier) -> list[dict]:
 def metrics(sparsifier) -> dict:
     s = sparsifier
     result = s.log.summary(s.timeline.length, s.masks.layers) if s.config.metrics else {}
-    result["overlap"] = [overlap(s.masks, a, b) for a, b in combinations(s.subnets, 2)]
+    result["overlap"] = [overlap(s.masks, a, b) for a, b in s.compared()]
     result["events"] = [record | {"flips": int(torch.as_tensor(record["flips"]).sum())} for record in s.history]
     return result
 
 
 def overlap(masks, a: str, b: str) -> dict:
     """Share of positions that are in one of two masks only, beside the least that their sizes allow."""
-    differing = ops.mask_stats(masks[a], masks[b])[:, 3].tolist()
-    layers = {layer: {"non_overlap": xor / numel, "least": abs(one - other) / numel}
-              for layer, numel, xor, one, other in zip(masks.layers, masks.numels, differing, masks.counts(a), masks.counts(b))}
-    return {"subnets": [a, b], "non_overlap": sum(differing) / masks.numel, "least": abs(masks.nnz(a) - masks.nnz(b)) / masks.numel,
+    rows = zip(masks.layers, masks.numels, ops.mask_stats(masks[a], masks[b])[:, 3].tolist(), masks.counts(a), masks.counts(b), masks.counted)
+    rows = [row for row in rows if row[-1]]
+    layers = {layer: {"non_overlap": xor / numel, "least": abs(one - other) / numel} for layer, numel, xor, one, other, _ in rows}
+    return {"subnets": [a, b], "non_overlap": sum(row[2] for row in rows) / masks.numel, "least": abs(masks.nnz(a) - masks.nnz(b)) / masks.numel,
             "layers": layers}

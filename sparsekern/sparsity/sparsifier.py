@@ -1,12 +1,13 @@
 """Sparsifier: masks over time, and one `step()` in place of `optimizer.step()`. It knows no algorithm.
 
 An algorithm is a subclass with a Config and a few hooks: `make_patterns`, `make_timeline`, `setup`, `event_due`, `wants_dense_grad`,
-`on_event`, `on_phase_end`, `correction`, `extra_state`.
+`on_event`, `on_phase_end`, `correction`, `extra_state`; those of `LoopHooks` speak to a training loop.
 """
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import combinations
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from sparsekern.nn.switchable_norm import HeldStatistics, NormBanks, find_norms
 from sparsekern.sparsity import state
 from sparsekern.sparsity.conflict_log import ConflictLog
 from sparsekern.sparsity.layers import Attached, Layer, find_layers
+from sparsekern.sparsity.loop_hooks import LoopHooks
 from sparsekern.sparsity.masks import MaskSet
 from sparsekern.sparsity.optim_state import check_owned, fused_sgd
 from sparsekern.sparsity.patterns import Pattern
@@ -39,7 +41,7 @@ class SparsifierConfig:
     seed: int = 0                       # of the random choices (the initial mask)
 
 
-class Sparsifier(ABC):
+class Sparsifier(LoopHooks, ABC):
     """Base of the algorithms.
 
     Args:
@@ -101,7 +103,7 @@ class Sparsifier(ABC):
                            exclude=c.exclude)
 
     def make_masks(self) -> MaskSet:
-        return MaskSet({layer.name: layer.param for layer in self.layers})
+        return MaskSet({layer.name: layer.param for layer in self.layers}, [layer.counted for layer in self.layers])
 
     @abstractmethod
     def make_patterns(self) -> dict[str, Pattern]:
@@ -113,6 +115,14 @@ class Sparsifier(ABC):
 
     def setup(self) -> None:
         """Initial masks; called once, before anything is attached."""
+
+    def norms_of(self, name: str) -> str:
+        """The sub-net whose norms the sub-net `name` is shown with at the moment."""
+        return name
+
+    def compared(self) -> list[tuple[str, str]]:
+        """The pairs of sub-nets whose overlap `metrics` tells."""
+        return list(combinations(self.subnets, 2))
 
     def event_due(self, step: int) -> bool:
         """Whether the masks change in this step, before its update."""
@@ -242,9 +252,9 @@ class Sparsifier(ABC):
         """Give the plain model back: dense, with its own batch norms; or, with a name, that sub-net with zeros in its weights."""
         if self._attached is not None:
             if subnet is not None:
+                self.norms.fold(self.bank(subnet))              # first, as masks may hide scales and shifts, too
                 for weight, mask in zip(self.weights, self.masks[subnet]):
                     weight.masked_fill_(~mask, 0)
-                self.norms.fold(self.subnets.index(subnet))
             for handle in self._handles:
                 handle.remove()
             self._attached.remove()
@@ -283,6 +293,10 @@ class Sparsifier(ABC):
         self._show_next()
 
     # What hooks may use.
+
+    def bank(self, name: str) -> int:
+        """The number of the norm bank that the sub-net `name` is shown with."""
+        return self.subnets.index(self.norms_of(name)) if len(self.norms.banks) > 1 else 0
 
     def nan_flags(self) -> Tensor:
         """[layers] int64 on the device: 1 where a layer's weights hold a NaN (or overflow their norm)."""
@@ -338,6 +352,8 @@ class Sparsifier(ABC):
     @torch.no_grad()
     def _advance(self) -> None:
         moment = self.timeline.at(self.steps)
+        if self.span_ended is not None and self.steps + 1 == sum(self.span(self.steps)):
+            self.span_ended()
         if moment.last:
             version = self.masks.version
             self.on_phase_end(moment)
@@ -359,7 +375,7 @@ class Sparsifier(ABC):
         self._shown = (view, dense_grad)
         self._attached.show(self._masks(view.forward), self._masks(view.update), dense_grad)
         self._statistics.hold(view.frozen)
-        self.norms.show(self.subnets.index(view.forward) if view.forward in self.patterns and len(self.norms.banks) > 1 else 0)
+        self.norms.show(self.bank(view.forward) if view.forward in self.patterns else 0)
 
 
 def overflowed(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> bool:

@@ -1,5 +1,8 @@
 """Which weights take part when: a pure function from the step number to a phase."""
+from bisect import bisect_right
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 ALL = "all"                             # the mask name that means every weight
 FOREVER = 1 << 62
@@ -71,3 +74,35 @@ class Timeline:
                 return Moment(phase, cycle, position, offset)
             offset -= phase.steps
         raise AssertionError("the offset lies inside the cycle")
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Stages one after the other; within a stage its phases take turns, one step each, until the stage is over.
+
+    A phase's `steps` are those of its whole stage. Of a moment `cycle` is the number of the stage, `position` that of the phase in its turns,
+    `offset` the steps since the stage began, and `last` its last step. The last stage's turns go on for good.
+    """
+    stages: tuple[tuple[Phase, ...], ...]
+
+    def __post_init__(self):
+        for number, turns in enumerate(self.stages):
+            if not turns or len({phase.steps for phase in turns}) > 1 or turns[0].steps < 1:
+                raise ValueError(f"Stages: stage {number}: expected phases of the same number of steps, at least 1, got {turns}")
+        if not self.stages:
+            raise ValueError("Stages: expected at least one stage, got none")
+
+    @property
+    def length(self) -> int:
+        """Steps of the longest turns."""
+        return max(map(len, self.stages))
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """The first step of every stage, and the end of the last one."""
+        return tuple(accumulate((turns[0].steps for turns in self.stages), initial=0))
+
+    def at(self, step: int) -> Moment:
+        stage = min(bisect_right(self.starts, step), len(self.stages)) - 1
+        turns, offset = self.stages[stage], step - self.starts[stage]
+        return Moment(turns[offset % len(turns)], stage, offset % len(turns), offset)

@@ -52,9 +52,11 @@ class TrainingFlops:
         self.total = 0.0
         self.samples = 0
 
-    def add(self, forward: float, input_grad: float | None = None, weight_grad: float | None = None, *, samples: int) -> None:
-        """A step whose products cost so much per sample; those left out cost as much as the forward one."""
-        self.total += (forward + (forward if input_grad is None else input_grad) + (forward if weight_grad is None else weight_grad)) * samples
+    def add(self, forward: float, input_grad: float | None = None, weight_grad: float | None = None, *, extra: float = 0.0,
+            samples: int) -> None:
+        """A step whose products cost so much per sample; those left out cost as much as the forward one. `extra`: forward passes besides."""
+        backward = (forward if input_grad is None else input_grad) + (forward if weight_grad is None else weight_grad)
+        self.total += (forward + backward + extra) * samples
         self.samples += samples
 
     @property

@@ -9,6 +9,9 @@ from sparsekern.training.data import DATASETS
 FREE = frozenset({"out", "resume", "overwrite", "data_dir", "download", "checkpoint_every", "eval_every", "eval_batch", "progress",
                   "device", "threads", "sparsity", "options"})
 
+SCHEDULES = ("cosine", "step", "constant", "cyclic")
+CYCLIC = ("lr_cycle_init", "lr_cycle", "lr_restart", "lr_min")
+
 
 class ConfigError(ValueError):
     """A setting that cannot work; the message names it."""
@@ -23,6 +26,7 @@ class TrainConfig:
     data_dir: str | None = None                     # where CIFAR lies
     download: bool = False                          # fetch CIFAR into data_dir through torchvision if it is not there
     subset: int | None = None                       # use only the first so many training images
+    holdout: float | None = None                    # share of the training images set aside, the last ones; default: what the algorithm asks for
     augment: bool = True                            # random crop and flip (digits: shifts by at most one pixel)
     model: str = "small_cnn"                        # e.g. mlp:300,100, small_cnn, resnet20, wrn32-ast, torchvision:NAME or timm:NAME
     init_from: str | None = None                    # safetensors file to take the first weights from: a state_dict, or a checkpoint of a run
@@ -33,10 +37,14 @@ class TrainConfig:
     momentum: float = 0.9                           # of SGD
     nesterov: bool = False                          # Nesterov momentum
     weight_decay: float = 5e-4                      # of SGD
-    schedule: str = "cosine"                        # of the learning rate, per step: cosine (to zero), step or constant
+    schedule: str = "cosine"                        # of the learning rate, per step: cosine (to zero), step, constant or cyclic (cosine, restarted)
     warmup_epochs: float = 0.0                      # linear rise of the learning rate before the schedule
     milestones: tuple[float, ...] = (0.5, 0.75)     # shares of the run at which the step schedule multiplies the learning rate by lr_gamma
     lr_gamma: float = 0.1                           # factor of the step schedule
+    lr_cycle_init: float | None = None              # cyclic: epochs of the first decay, from lr to lr_min; default: two thirds of the schedule
+    lr_cycle: float | None = None                   # cyclic: epochs from one restart to the next; default: a fifteenth of the schedule
+    lr_restart: float | None = None                 # cyclic: where a restart begins; default: lr / 10
+    lr_min: float | None = None                     # cyclic: where every decay ends; default: lr / 100
     label_smoothing: float = 0.0                    # of the cross-entropy
     max_norm: float | None = None                   # clip the norm of the gradient that is applied
     seed: int = 0                                   # of initialisation, data order and augmentation
@@ -64,7 +72,7 @@ class TrainConfig:
     def validate(self) -> None:
         """Raise ConfigError for the first setting that cannot work."""
         _one_of("data", self.data, DATASETS)
-        _one_of("schedule", self.schedule, ("cosine", "step", "constant"))
+        _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("precision", self.precision, ("fp32", "bf16"))
         _one_of("progress", self.progress, ("auto", "rich", "plain", "none"))
         if self.device not in ("auto", "cpu", "cuda") and not self.device.removeprefix("cuda:").isdigit():
@@ -84,6 +92,17 @@ class TrainConfig:
             value = getattr(self, name)
             if not (value >= low and value < (float("inf") if below is None else below)):      # also false for NaN
                 raise ConfigError(f"{name}: expected a number in [{low}, {'inf' if below is None else below}), got {value!r}")
+        for name in CYCLIC:
+            value = getattr(self, name)
+            if value is not None and self.schedule != "cyclic":
+                raise ConfigError(f"{name}: belongs to schedule='cyclic', got {value!r} with schedule={self.schedule!r}")
+            if value is not None and not (0 <= value < float("inf") and (value or not name.startswith("lr_cycle"))):
+                raise ConfigError(f"{name}: expected a positive number of epochs, got {value!r}" if name.startswith("lr_cycle") else
+                                  f"{name}: expected a learning rate of at least 0, got {value!r}")
+        if self.schedule == "cyclic" and not self.lowest_lr <= self.restart_lr <= self.lr:
+            raise ConfigError(f"lr_restart: expected lr_min <= lr_restart <= lr, got {self.lowest_lr:g}, {self.restart_lr:g} and {self.lr:g}")
+        if self.holdout is not None and not 0 <= self.holdout < 1:
+            raise ConfigError(f"holdout: expected a share of the training images in [0, 1), got {self.holdout!r}")
         if self.max_norm is not None and not self.max_norm > 0:
             raise ConfigError(f"max_norm: expected a positive number, got {self.max_norm!r}")
         if self.nesterov and self.momentum == 0:
@@ -94,6 +113,16 @@ class TrainConfig:
             raise ConfigError(f"warmup_epochs: expected fewer than the {self.epochs} epochs, got {self.warmup_epochs:g}")
         if self.resume and self.overwrite:
             raise ConfigError("resume and overwrite exclude each other")
+
+    @property
+    def restart_lr(self) -> float:
+        """Where a restart of the cyclic schedule begins."""
+        return self.lr / 10 if self.lr_restart is None else self.lr_restart
+
+    @property
+    def lowest_lr(self) -> float:
+        """Where every decay of the cyclic schedule ends."""
+        return self.lr / 100 if self.lr_min is None else self.lr_min
 
     def to_dict(self) -> dict:
         """Plain JSON values, `options` beside the others."""

@@ -28,7 +28,7 @@ def _cards(report: dict) -> str:
     subnets = report["subnets"]
     nets = f"mean test accuracy of {len(subnets)} sub-nets" if len(subnets) > 1 else "test accuracy"
     entries = [(f"{report['mean_accuracy']:.2%}", nets),
-               (f"{report['prunable']:,}", "prunable weights"), (f"{report['training_flops']:.3g}", "training FLOPs"),
+               *_patterns(report), (f"{report['prunable']:,}", "prunable weights"), (f"{report['training_flops']:.3g}", "training FLOPs"),
                (f"{share:.2f}&times;", "of a dense run's FLOPs"), *_formula(report), (_duration(report["wall_seconds"]), "wall time")]
     if report.get("memory", {}).get("peak"):
         entries.append((f"{report['memory']['peak'] / 2**20:,.0f} MiB", "peak memory of the process" if report["device"]["type"] == "cpu"
@@ -36,12 +36,25 @@ def _cards(report: dict) -> str:
     inner = (report["metrics"].get("sign_ratio") or {}).get("inner") or {}
     if inner.get("measured"):
         entries.append((f"{inner['negative']:.1%}", "of inner-group products conflict"))
-    slim = report.get("slim")
-    if slim:
-        entries += [(f"{slim['predicted_ms']:.2f} ms", f"predicted latency of the slimmed net, {slim['predicted_full_ms']:.2f} ms of the whole one"),
-                    *([(f"{slim['measured_ms']:.2f} ms", f"measured, {slim['measured_full_ms']:.2f} ms of the whole net; {slim['fps']:.0f} images/s")]
-                      if slim["measured_ms"] else []), (f"{slim['parameters']:,}", f"parameters, {slim['file_bytes'] / 1e6:.2f} MB on disk")]
-    return cards(entries)
+    return cards(entries + _slim(report.get("slim")))
+
+
+def _slim(slim: dict | None) -> list[tuple[str, str]]:
+    """Cards of a slimmed net; reports of earlier versions have no speed-up."""
+    if not slim:
+        return []
+    entries = [(f"{slim['predicted_ms']:.2f} ms", f"predicted latency of the slimmed net, {slim['predicted_full_ms']:.2f} ms of the whole one")]
+    if slim["measured_ms"]:
+        entries.append((f"{slim['measured_ms']:.2f} ms", f"measured, {slim['measured_full_ms']:.2f} ms of the whole net; {slim['fps']:.0f} images/s"))
+    if slim.get("speedup"):
+        entries.append((f"{slim['speedup']:.2f}&times;", f"the whole net's speed, {slim['speedup_10']:.2f} to {slim['speedup_90']:.2f} in eight "
+                        f"rounds of ten"))
+    return [*entries, (f"{slim['parameters']:,}", f"parameters, {slim['file_bytes'] / 1e6:.2f} MB on disk")]
+
+
+def _patterns(report: dict) -> list[tuple[str, str]]:
+    means = report.get("pattern_accuracy") or {}
+    return [(f"{mean:.2%}", f"mean of {pattern} sub-nets") for pattern, mean in means.items()] if len(means) > 1 else []
 
 
 def _formula(report: dict) -> list[tuple[str, str]]:
@@ -51,13 +64,25 @@ def _formula(report: dict) -> list[tuple[str, str]]:
 
 
 def _table(subnets: list[dict]) -> str:
-    head = ("sub-net", "pattern", "target sparsity", "sparsity", "of all parameters", "nonzeros", "test accuracy", "test loss",
+    chosen = any("accuracy_before" in s for s in subnets)
+    before = ("of its own stage", "before the choice") if chosen else ()
+    head = ("sub-net", "pattern", "target sparsity", "sparsity", "of all parameters", "nonzeros", *before, "test accuracy", "test loss",
             "forward FLOPs")
     rows = [(text(s["name"]), text(s["pattern"]), percent(s["target_sparsity"]), percent(s["sparsity"], 4),
-             percent(s.get("sparsity_of_all_parameters")), f"{s['nnz']:,}", f"<b>{percent(s['accuracy'])}</b>",
+             percent(s.get("sparsity_of_all_parameters")), f"{s['nnz']:,}",
+             *((percent(s.get("accuracy_of_stage")), percent(s.get("accuracy_before"))) if chosen else ()), f"<b>{percent(s['accuracy'])}</b>",
              "-" if s["loss"] is None else f"{s['loss']:.4f}", f"{s['forward_flops']:.4g}") for s in subnets]
+    if chosen:
+        rows += _means(subnets)
     notes = "".join(f'<p class="note">{text(line)}</p>' for line in left_dense(subnets))
     return f'<section class="wide">{table(head, rows)}{notes}</section>'
+
+
+def _means(subnets: list[dict]) -> list[tuple[str, ...]]:
+    """A row per pattern with the mean accuracies of its sub-nets."""
+    keys = ("accuracy_of_stage", "accuracy_before", "accuracy")
+    means = [plots.pattern_accuracy(subnets, key) for key in keys]
+    return [("<i>mean</i>", text(pattern), *["-"] * 4, *(percent(mean.get(pattern)) for mean in means), "-", "-") for pattern in means[-1]]
 
 
 def _layers(report: dict) -> str:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 
 PLAIN_SECONDS = 30.0                       # between lines inside a long epoch
+MANY = 6                                   # more sub-nets than that are shown by their mean, not one by one
 
 
 def make_progress(kind: str, total: int, per_epoch: int) -> "Silent":
@@ -37,14 +38,17 @@ class Silent:
     def close(self) -> None:
         pass
 
-    def begin(self, step: int) -> None:
-        """The run starts (or goes on) at `step`."""
+    def begin(self, step: int, stages: str | None = None) -> None:
+        """The run starts (or goes on) at `step`; `stages` says how long its stages are, if it has any."""
 
     def step(self, step: int, live: Callable[[], Mapping]) -> None:
         """One more step is done. `live()` reads back loss, accuracy and sub-net, and is called only when it will be shown."""
 
     def epoch(self, row: Mapping) -> None:
         """An epoch is done; `row` is its entry in the history."""
+
+    def tick(self, done: int, total: int, text: str) -> None:
+        """`done` of `total` parts of what follows the last step are done; `text` says which one was."""
 
     def say(self, text: str) -> None:
         print(text, flush=True)
@@ -58,9 +62,11 @@ class Lines(Silent):
         self.started = self.shown = time.monotonic()
         self.first = self.done = 0
 
-    def begin(self, step: int) -> None:
+    def begin(self, step: int, stages: str | None = None) -> None:
         self.first = self.done = step
         self.started = self.shown = time.monotonic()
+        if stages:
+            self.say(stages)
 
     def _left(self) -> str:
         done = self.done - self.first
@@ -72,12 +78,18 @@ class Lines(Silent):
             self.shown = time.monotonic()
             now = live()
             known = "" if now["accuracy"] is None else f"accuracy {now['accuracy']:.1%} "       # none before the first evaluation
-            self.say(f"  step {step}/{self.total} loss {now['loss']:.3f} {now['subnet']} {known}left {self._left()}")
+            self.say(f"  step {step}/{self.total} {_stage(now)}loss {now['loss']:.3f} {now['subnet']} {known}left {self._left()}")
 
     def epoch(self, row: Mapping) -> None:
         self.shown = time.monotonic()
-        self.say(f"epoch {row['epoch']}/{self.total // self.per_epoch} loss {row['train_loss']:.3f} {describe(row['subnets'])}"
-                 f"left {self._left()}")
+        after = "finalized: " if "finalized" in row else ""
+        self.say(f"epoch {row['epoch']}/{self.total // self.per_epoch} {_stage(row)}loss {row['train_loss']:.3f} {after}"
+                 f"{describe(row['subnets'])}left {self._left()}")
+
+    def tick(self, done: int, total: int, text: str) -> None:
+        if done == total or time.monotonic() - self.shown > PLAIN_SECONDS:
+            self.shown = time.monotonic()
+            self.say(f"  finalizing {done}/{total}: {text}")
 
 
 class Bar(Silent):
@@ -93,9 +105,11 @@ class Bar(Silent):
         self.task = self.bar.add_task("train", total=total, epoch=f"1/{total // per_epoch}", live="")
         self.read = 0.0
 
-    def begin(self, step: int) -> None:
+    def begin(self, step: int, stages: str | None = None) -> None:
         self.bar.update(self.task, completed=step)
         self.bar.start()
+        if stages:
+            self.say(stages)
 
     def close(self) -> None:
         self.bar.stop()
@@ -107,19 +121,27 @@ class Bar(Silent):
         now = live()
         epoch = f"{min(step // self.per_epoch + 1, self.total // self.per_epoch)}/{self.total // self.per_epoch}"
         sparsity = " ".join(f"{value:.1%}" for value in now["sparsities"])
-        live = f"loss {now['loss']:.3f}  {now['subnet']} {_percent(now['accuracy'])}  sparsity {sparsity}"
+        live = f"{_stage(now, '  ')}loss {now['loss']:.3f}  {now['subnet']} {_percent(now['accuracy'])}  sparsity {sparsity}"
         self.bar.update(self.task, completed=step, epoch=epoch, live=live)
 
     def epoch(self, row: Mapping) -> None:
         if row["subnets"]:
-            self.say(f"epoch {row['epoch']}: loss {row['train_loss']:.3f}  {describe(row['subnets'])}")
+            after = "finalized: " if "finalized" in row else ""
+            self.say(f"epoch {row['epoch']}: {_stage(row, '  ')}loss {row['train_loss']:.3f}  {after}{describe(row['subnets'])}")
+
+    def tick(self, done: int, total: int, text: str) -> None:
+        self.bar.update(self.task, total=total, completed=done, live=f"finalizing  {text}")
 
     def say(self, text: str) -> None:
         self.bar.console.print(text, highlight=False, markup=False)
 
 
 def describe(subnets: Mapping[str, Mapping]) -> str:
-    """`name accuracy (sparsity)` of every evaluated sub-net."""
+    """`name accuracy (sparsity)` of every evaluated sub-net; of many their mean, and the worst one."""
+    if len(subnets) > MANY:
+        worst = min(subnets, key=lambda name: subnets[name]["accuracy"])
+        mean = sum(entry["accuracy"] for entry in subnets.values()) / len(subnets)
+        return f"{len(subnets)} sub-nets {mean:.2%} on average, worst {worst} {subnets[worst]['accuracy']:.2%} "
     return "".join(f"{name} {entry['accuracy']:.2%} ({entry['sparsity']:.1%} sparse) " for name, entry in subnets.items())
 
 
@@ -136,6 +158,10 @@ def table(subnets: list[Mapping]) -> str:
 def left_dense(subnets: list[Mapping]) -> list[str]:
     """One line per layer that the pattern of a sub-net does not fit."""
     return [f"{s['name']} leaves {layer} dense: {why}" for s in subnets for layer, why in s.get("left_dense", {}).items()]
+
+
+def _stage(shown: Mapping, after: str = " ") -> str:
+    return f"{shown['stage']}{after}" if shown.get("stage") else ""
 
 
 def _percent(value: float | None) -> str:

@@ -5,7 +5,6 @@ anywhere goes on bit for bit.
 """
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import math
 import signal
@@ -24,7 +23,6 @@ from sparsekern.training import report as reports
 from sparsekern.training.checkpoint import (
     CheckpointError,
     check_model,
-    checkpoint_files,
     load_newest,
     load_optimizer,
     load_weights,
@@ -33,8 +31,11 @@ from sparsekern.training.checkpoint import (
     save_checkpoint,
 )
 from sparsekern.training.config import ConfigError, TrainConfig, differences, write_config
-from sparsekern.training.data import Batches, load_dataset, seed_of
-from sparsekern.training.progress import make_progress
+from sparsekern.training.data import Batches, hold_out, load_dataset, seed_of
+from sparsekern.training.evaluation import evaluate_all, finalize
+from sparsekern.training.learning_rate import describe_spans, find_spans, learning_rate
+from sparsekern.training.progress import MANY, make_progress
+from sparsekern.training.run_directory import STAGES, prepare_directory
 
 
 class Interrupted(Exception):
@@ -85,18 +86,6 @@ def pick_device(config: TrainConfig) -> str:
     return config.device
 
 
-def learning_rate(config: TrainConfig, step: int, total: int, per_epoch: int) -> float:
-    """The learning rate of a step: linear warm-up, then the schedule over the rest. A pure function of the step."""
-    warmup = round(config.warmup_epochs * per_epoch)
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    if config.schedule == "cosine":
-        return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
-    if config.schedule == "step":
-        return config.lr * config.lr_gamma ** sum(step >= share * total for share in config.milestones)
-    return config.lr
-
-
 class Run:
     """One training run: everything it holds, its loop, and its way to disk and back."""
 
@@ -104,9 +93,10 @@ class Run:
         self.config, self.device, self.out = config, device, Path(config.out)
         self.checkpoints = self.out / "checkpoints"
         prepare_directory(config)
+        self.holdout = asked_holdout(config, build)
         try:
             data = load_dataset(config.data, config.data_dir, download=config.download, subset=config.subset)
-            self.data = data.to(device)
+            self.data, self.held_out = hold_out(data.to(device), self.holdout, config.batch_size)
             self.batches = Batches(self.data, config.batch_size, config.seed, config.augment)
             torch.manual_seed(seed_of("model", config.seed))
             self.model = build_model(config.model, classes=data.classes, shape=data.shape)
@@ -123,6 +113,12 @@ class Run:
                                          weight_decay=config.weight_decay)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())     # before there are banks of norms
         self.sparsifier = self._build(build)
+        if hasattr(self.sparsifier, "finalize") and self.held_out is None:
+            raise ConfigError(f"holdout: {config.algorithm} chooses among its nets at the end, on training images set aside for that; "
+                              f"expected a share above 0, such as 0.05, got {self.holdout:g}")
+        if hasattr(self.sparsifier, "use_directory"):
+            self.sparsifier.use_directory(self.out / STAGES)
+        self.spans = find_spans(self.sparsifier.span, config, self.per_epoch)
         self.subnets = list(self.sparsifier.subnets)
         self.prunable, self.parameters = self.sparsifier.masks.numel, parameters
         self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
@@ -132,6 +128,10 @@ class Run:
         self.step = 0
         self.seconds = 0.0                 # of earlier starts of this run
         self.history: list[dict] = []
+        self.stages: list[dict] = []       # what the sub-nets of every finished stage were worth at its end
+        self.trained: list[str] = []       # the sub-nets that trained in the stage at hand
+        if len(self.spans) > 1:
+            self.sparsifier.span_ended = self._end_stage
         self.loss_sums = torch.zeros(len(self.subnets), dtype=torch.float64, device=device)
         self.loss_counts = [0] * len(self.subnets)
         self.signal: int | None = None
@@ -147,7 +147,8 @@ class Run:
             foreign = sorted((set(fields) | ({"sparsity"} if self.config.sparsity else set())) - known)
             if foreign:
                 raise ConfigError(f"{algorithm} has no setting {', '.join(foreign)}; it has {', '.join(sorted(known - {'total_steps'}))}")
-            fields = ({"seed": self.config.seed} if "seed" in known else {}) | fields
+            given = {"seed": self.config.seed, "shape": list(self.data.shape)}
+            fields = {name: value for name, value in given.items() if name in known} | fields
         if self.config.sparsity is not None:
             fields["sparsity"] = self.config.sparsity
         try:
@@ -163,7 +164,7 @@ class Run:
             if self.config.resume:
                 self._restore()
             write_config(self.out / "config.yaml", self.config)
-            self.progress.begin(self.step)
+            self.progress.begin(self.step, describe_spans(self.spans, self.per_epoch))
             with self._signals():
                 try:
                     while True:
@@ -174,11 +175,14 @@ class Run:
                         self._train_step()
                         if on_step:
                             on_step(self)
-                        self._stop_if_asked()
+                        self.stop_if_asked()
                         every = self.config.checkpoint_every
                         if every and self.step % every == 0 and self.step % self.per_epoch:
                             self.save()
-                    self._finalize()
+                    try:
+                        finalize(self)
+                    except ValueError as error:            # e.g. the file of a stage is damaged
+                        raise TrainingError(f"after the last step: {error}") from error
                 except Interrupted as stop:
                     path = self.save()
                     raise Interrupted(stop.code - 128, f"stopped after step {self.step} of {self.total}, saved {path}; go on with the same "
@@ -191,33 +195,47 @@ class Run:
 
     def _train_step(self) -> None:
         epoch, index = divmod(self.step, self.per_epoch)
-        rate = learning_rate(self.config, self.step, self.total, self.per_epoch)
+        rate = self._rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(seed_of("step", self.config.seed, self.step))        # dropout and the like resume exactly, too
         images, labels = self.batches.at(epoch, index)
         subnet = self.sparsifier.active
-        with self._autocast():
+        with self.autocast():
             loss = self.step_loss(self.model, images.contiguous(memory_format=self.memory_format), labels, self.criterion)
         loss.backward()
         products = [self.forward_flops(name) for name in self.sparsifier.products]      # of the masks that this step used
+        teacher = self.sparsifier.extra_forward
+        extra = 0.0 if teacher is None else self.forward_flops(teacher)
+        position = self.subnets.index(subnet)
+        self.trained += [] if subnet in self.trained else [subnet]
         try:
             self.sparsifier.step(max_norm=self.config.max_norm)
         except ValueError as error:                        # e.g. NaN in a layer's weights when its mask is due
             raise TrainingError(f"step {self.step}: {error}") from error
         self.optimizer.zero_grad()
-        self.flops.add(*products, samples=len(labels))
-        position = self.subnets.index(subnet)
+        self.flops.add(*products, extra=extra, samples=len(labels))
         self.loss_sums[position] += loss.detach()
         self.loss_counts[position] += 1
         self.step += 1
         self.progress.step(self.step, lambda: self._live(subnet, loss))
 
+    def _rate(self, step: int) -> float:
+        """The learning rate of a step, inside the stretch of the run that it lies in."""
+        first, steps = self.sparsifier.span(step)
+        return learning_rate(self.config, step - first, steps, self.per_epoch)
+
     def _live(self, subnet: str, loss: Tensor) -> dict:
         """What the bar shows (the accuracy is that of the last evaluation); reads back from the device."""
-        last = next((row["subnets"][subnet]["accuracy"] for row in reversed(self.history) if row["subnets"]), None)
-        sparsities = [self.sparsifier.masks.sparsity(name) for name in self.subnets]
-        return {"subnet": subnet, "loss": loss.item(), "accuracy": last, "sparsities": sparsities}
+        last = next((row["subnets"][subnet]["accuracy"] for row in reversed(self.history) if subnet in row["subnets"]), None)
+        sparsities = [self.sparsifier.masks.sparsity(name) for name in (self.subnets if len(self.subnets) <= MANY else [subnet])]
+        return {"subnet": subnet, "loss": loss.item(), "accuracy": last, "sparsities": sparsities, "stage": self.sparsifier.stage(self.step - 1)}
+
+    def _end_stage(self) -> None:
+        """Called inside the last step of a stage, while its weights are still there; a signal has to wait."""
+        step = self.step + 1
+        self.stages.append({"stage": self.sparsifier.stage(self.step), "step": step, "subnets": evaluate_all(self, self.trained, may_stop=False)})
+        self.trained = []
 
     def _end_epoch(self) -> None:
         epoch = self.step // self.per_epoch
@@ -225,13 +243,19 @@ class Run:
         if not all(map(math.isfinite, sums)):
             raise TrainingError(f"the loss is not finite in epoch {epoch} (up to step {self.step}). "
                                 f"Lower --lr (now {self.config.lr:g}), add --warmup_epochs or set --max_norm")
-        due = epoch % self.config.eval_every == 0 or self.step == self.total
+        stage, over = self.sparsifier.stage(self.step - 1), self.step == self.total
+        if not over and self.stages and self.stages[-1]["step"] == self.step:
+            subnets = self.stages[-1]["subnets"]                # the next one may have begun with other weights
+        elif over or epoch % self.config.eval_every == 0:
+            subnets = evaluate_all(self, self.subnets if over or stage is None else self.trained)
+        else:
+            subnets = {}
         row = {
-            "epoch": epoch, "step": self.step, "lr": learning_rate(self.config, self.step - 1, self.total, self.per_epoch),
+            "epoch": epoch, "step": self.step, "stage": stage, "lr": self._rate(self.step - 1),
             "train_loss": sum(sums) / max(1, sum(self.loss_counts)),
             "train_loss_by_subnet": {name: s / n if n else None for name, s, n in zip(self.subnets, sums, self.loss_counts)},
             "training_flops": self.flops.total,
-            "subnets": self._evaluate_all() if due else {},
+            "subnets": subnets,
             "sign_ratio": self.sparsifier.metrics().get("sign_ratio"),
             "seconds": self.elapsed(),
         }
@@ -240,38 +264,6 @@ class Run:
         self.loss_counts = [0] * len(self.subnets)
         self.progress.epoch(row)
         self.save()
-
-    def _finalize(self) -> None:
-        """Some algorithms choose among their sub-nets at the end (and are evaluated again after it)."""
-        finalize = getattr(self.sparsifier, "finalize", None)
-        if finalize is not None and "finalized" not in self.history[-1]:
-            finalize(lambda name: self.evaluate(name)["accuracy"])
-            self.history[-1].update(finalized=True, subnets=self._evaluate_all())
-            self.save()
-
-    def _evaluate_all(self) -> dict[str, dict]:
-        return {name: {**self.evaluate(name), "sparsity": self.sparsifier.masks.sparsity(name)} for name in self.subnets}
-
-    @torch.no_grad()
-    def evaluate(self, name: str) -> dict:
-        """Accuracy and loss of one sub-net on the test images."""
-        data, model = self.data, self.model
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        total_loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        was_training = model.training
-        with self.sparsifier.subnet(name):
-            model.eval()
-            try:
-                for images, labels in zip(data.test_images.split(self.config.eval_batch), data.test_labels.split(self.config.eval_batch)):
-                    with self._autocast():
-                        scores = model(data.normalise(images).contiguous(memory_format=self.memory_format)).float()
-                    total_loss += nn.functional.cross_entropy(scores, labels, reduction="sum")
-                    correct += (scores.argmax(1) == labels).sum()
-                    self._stop_if_asked()
-            finally:
-                model.train(was_training)
-        count = len(data.test_labels)
-        return {"accuracy": correct.item() / count, "loss": total_loss.item() / count}
 
     # ---- what the sub-nets are ----
 
@@ -301,13 +293,14 @@ class Run:
         tensors |= {f"sparsifier/{name}": value for name, value in state["tensors"].items()}
         tensors["trainer/loss_sums"] = self.loss_sums
         meta = {"step": self.step, "config": self.identity(), "optimizer": numbers, "sparsifier": state["meta"],
-                "history": self.history, "loss_counts": self.loss_counts, "flops": self.flops.state_dict(), "seconds": self.elapsed()}
+                "history": self.history, "stages": self.stages, "trained": self.trained, "loss_counts": self.loss_counts,
+                "flops": self.flops.state_dict(), "seconds": self.elapsed()}
         return save_checkpoint(self.checkpoints, tensors, reports.finite(meta))
 
     def identity(self) -> dict:
         """What a checkpoint must agree with: the run's settings and the algorithm's, defaults filled in."""
         own = json.loads(json.dumps(dataclasses.asdict(self.sparsifier.config)))
-        return self.config.identity() | {name: value for name, value in own.items() if name != "total_steps"}
+        return self.config.identity() | {"holdout": self.holdout or None} | {name: value for name, value in own.items() if name != "total_steps"}
 
     def _accept(self, tensors: dict[str, Tensor], meta: dict) -> None:
         changed = differences(meta["config"], self.identity())
@@ -331,6 +324,7 @@ class Run:
             raise CheckpointError(f"the checkpoint of step {meta['step']} does not fit this run: {error}") from error
         self.loss_sums.copy_(tensors["trainer/loss_sums"])
         self.step, self.history, self.loss_counts = meta["step"], meta["history"], meta["loss_counts"]
+        self.stages, self.trained = meta.get("stages", []), meta.get("trained", [])
         self.flops.load_state_dict(meta["flops"])
         self.seconds = meta["seconds"]
         self.progress.say(f"resumed after step {self.step} of {self.total}")
@@ -341,12 +335,17 @@ class Run:
 
     # ---- the surroundings ----
 
-    def _autocast(self):
+    def inputs(self, images: Tensor) -> Tensor:
+        """What the model takes for uint8 images: normalised, in the memory order of the run."""
+        return self.data.normalise(images).contiguous(memory_format=self.memory_format)
+
+    def autocast(self):
         if self.config.precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
-    def _stop_if_asked(self) -> None:
+    def stop_if_asked(self) -> None:
+        """Raise Interrupted if a signal came."""
         if self.signal is not None:
             raise Interrupted(self.signal, "")
 
@@ -370,20 +369,7 @@ class Run:
                 signal.signal(number, handler)
 
 
-def prepare_directory(config: TrainConfig) -> None:
-    """Make `out`, refuse one that holds another run, and clear ours from it with overwrite."""
-    if importlib.util.find_spec("safetensors") is None:
-        raise ConfigError("checkpoints need safetensors: pip install 'sparsekern[train]'")
-    out = Path(config.out)
-    held = [out / name for name in ("config.yaml", "report.json", "report.html") if (out / name).exists()]
-    held += checkpoint_files(out / "checkpoints")
-    if held and not (config.resume or config.overwrite):
-        raise ConfigError(f"out: {out} already holds a run ({held[0].name}); add --resume to go on with it, --overwrite to replace it, or "
-                          f"choose another --out")
-    if config.overwrite:
-        for path in held:
-            path.unlink()
-    try:
-        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out: cannot make {out}: {error}") from error
+def asked_holdout(config: TrainConfig, build: Callable | None) -> float:
+    """The share of the training images to set aside: the setting, or what the algorithm asks for."""
+    from sparsekern.algorithms import ALGORITHMS
+    return getattr(build or ALGORITHMS.get(config.algorithm), "holdout", 0.0) if config.holdout is None else config.holdout

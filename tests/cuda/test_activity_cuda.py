@@ -17,7 +17,7 @@ WINDOWS = [((2, 3, 7, 9), {"kernel_size": [3, 3]}),
            ((1, 2, 2, 2), {"kernel_size": [2, 2], "padding": [4, 4]})]
 
 
-def check(lane, x, x_there=None, **options):
+def assert_agrees(lane, x, x_there=None, **options):
     """`x_there` holds x on the device in a layout of its own."""
     want = reference(x.double(), **options)
     got = lane.op("activity")(lane.put(x) if x_there is None else x_there, **lane.put(options))
@@ -34,7 +34,7 @@ def signs(is_signed, offset=3):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_linear(lane, dtype, is_signed):
     for shape in LINEAR:
-        check(lane, torch.randn(shape).to(dtype), **signs(is_signed))
+        assert_agrees(lane, torch.randn(shape).to(dtype), **signs(is_signed))
 
 
 @pytest.mark.parametrize("is_signed", [False, True])
@@ -44,7 +44,7 @@ def test_window(lane, shape, window, dtype, is_signed):
     x = torch.randn(shape).to(dtype)
     there = lane.put(x)
     for layout in (there, there.to(memory_format=torch.channels_last), lane.put(x[..., None]).expand(*shape, 2)[..., 0]):
-        check(lane, x, layout, **window, **signs(is_signed, 130))
+        assert_agrees(lane, x, layout, **window, **signs(is_signed, 130))
 
 
 @pytest.mark.parametrize("is_signed", [False, True])
@@ -52,7 +52,7 @@ def test_views_of_any_strides(lane, is_signed):
     x = lane.put(torch.randn(6, 10, 7, 9))
     for view in (x.permute(0, 2, 3, 1), x.permute(3, 2, 1, 0), x[..., 1:], x[:, 1::2], x[..., ::2], x[0, 0].t(),
                  x.flatten()[1:-8].view(-1, 3), x.to(memory_format=torch.channels_last).permute(0, 2, 3, 1)[..., 1:]):
-        check(lane, view.cpu().contiguous(), view, **signs(is_signed))
+        assert_agrees(lane, view.cpu().contiguous(), view, **signs(is_signed))
 
 
 def test_by_hand(lane):

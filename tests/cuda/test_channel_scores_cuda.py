@@ -11,7 +11,7 @@ NONE = torch.empty(0, dtype=torch.bool)
 SHAPES = [(1,), (9,), (0,), (0, 3), (4, 0), (5, 1), (40, 9), (7, 64), (33, 65), (6, 3, 3, 3), (3, 1030), (2, 2049), (2, 4097), (64, 27)]
 
 
-def check(lane, weights, *masks, there=None, beta=0.75):
+def assert_agrees(lane, weights, *masks, there=None, beta=0.75):
     got = lane.op("channel_scores")(lane.put(weights) if there is None else there, *lane.put(list(masks)), beta=beta)
     for one, other in zip(got, reference(double(weights), *masks, beta=beta), strict=True):
         assert one.dtype == torch.float32
@@ -29,7 +29,7 @@ def test_agrees_with_the_reference(lane, dtype, form, two):
         for i, weight in enumerate(weights):
             weight[~torch.stack([m[i] for m in masks]).any(0)] = float("nan")       # hidden: never shows
     given = [[m if kind == "bool" else ops.pack_mask(m) if kind == "bits" else NONE for m in ms] for ms, kind in zip(masks, (form, two))]
-    got = check(lane, weights, *given)
+    got = assert_agrees(lane, weights, *given)
     again = lane.op("channel_scores")(lane.put(weights), *lane.put(given), beta=0.75)
     assert all(torch.equal(a, b) for a, b in zip(got, again))
 
@@ -45,16 +45,16 @@ def test_layouts_and_unaligned_views(lane):
     weight, mask = torch.randn(6, 5, 3, 4), torch.rand(6, 5, 3, 4) < 0.5
     there, last = lane.put(weight), torch.channels_last
     for w in (there.to(memory_format=last), there.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0), torch.stack([there, there], -1)[..., 0]):
-        check(lane, [weight], [mask], [~mask], there=[w])
-    check(lane, [weight], [mask.to(memory_format=last)], [~mask])
+        assert_agrees(lane, [weight], [mask], [~mask], there=[w])
+    assert_agrees(lane, [weight], [mask.to(memory_format=last)], [~mask])
     for shift in (1, 2, 5):
         flat = torch.cat([torch.zeros(shift), weight.flatten()])
-        check(lane, [weight.view(6, 60)], [mask.view(6, 60)], there=[lane.put(flat)[shift:].view(6, 60)])
+        assert_agrees(lane, [weight.view(6, 60)], [mask.view(6, 60)], there=[lane.put(flat)[shift:].view(6, 60)])
 
 
 def test_mixed_dtypes_and_a_long_list(lane):
     weights = [torch.randn(1 + k % 4, 1 + k % 9).to((torch.float32, torch.bfloat16)[k % 2]) for k in range(200)]
-    check(lane, weights, random_masks(weights, 0.5))
+    assert_agrees(lane, weights, random_masks(weights, 0.5))
 
 
 def test_bad_input(lane):

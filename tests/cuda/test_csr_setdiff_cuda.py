@@ -14,7 +14,7 @@ def samples(rows, cols, count):
     return torch.randint(rows, (count,), dtype=torch.int32), torch.randint(cols, (count,), dtype=torch.int32)
 
 
-def check(lane, *arguments):
+def assert_agrees(lane, *arguments):
     got, want = lane.op("csr_setdiff")(*lane.put(list(arguments))), ops.implementations("csr_setdiff")["reference"](*arguments)
     for one, other in zip(got, want, strict=True):
         assert one.dtype == other.dtype and torch.equal(one.cpu(), other)
@@ -31,8 +31,8 @@ def test_by_hand(lane):
 @pytest.mark.parametrize("rows, cols", [(0, 0), (0, 5), (4, 0), (4, 5)])
 def test_nothing_to_do(lane, rows, cols):
     crow, none = torch.zeros(rows + 1, dtype=torch.int64), ints()
-    check(lane, none, none, crow, none, cols)
-    check(lane, ints(-1), ints(-1), crow, none, cols)
+    assert_agrees(lane, none, none, crow, none, cols)
+    assert_agrees(lane, ints(-1), ints(-1), crow, none, cols)
 
 
 @pytest.mark.parametrize("sparsity", [1.0, 0.9, 0.5, 0.0])
@@ -42,14 +42,14 @@ def test_agrees_with_the_reference(lane, rows, cols, sparsity):
         return
     crow, col, _ = random_csr(rows, cols, sparsity, index64=cols % 2 == 0)
     for count in (1, 5, 1500):
-        check(lane, *samples(rows, cols, count), crow, col, cols)
+        assert_agrees(lane, *samples(rows, cols, count), crow, col, cols)
 
 
 def test_most_places_in_one_row(lane):
     crow, col, _ = random_csr(40, 500, 0.9)
     rows, cols = samples(40, 500, 2000)
     rows[100:1900] = 17
-    check(lane, rows, cols, crow, col, 500)
+    assert_agrees(lane, rows, cols, crow, col, 500)
 
 
 def test_the_widest_matrix(lane):

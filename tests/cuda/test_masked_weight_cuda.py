@@ -11,14 +11,14 @@ HALVES = [torch.bfloat16, torch.float16]
 FLOATS = [torch.float32, *HALVES]
 
 
-def same(got, want):
+def assert_same(got, want):
     assert len(got) == len(want)
     for a, b in zip(got, want):
         assert a.dtype == b.dtype and a.stride() == b.stride() and torch.equal(a.cpu().nan_to_num(nan=7.0), b.nan_to_num(nan=7.0))
 
 
 def check(lane, weights, masks, **options):
-    same(lane.op("masked_weight.list")(lane.put(weights), lane.put(masks), **options), reference(weights, masks, **options))
+    assert_same(lane.op("masked_weight.list")(lane.put(weights), lane.put(masks), **options), reference(weights, masks, **options))
 
 
 @pytest.mark.parametrize("form", ["bool", "bits", "none"])

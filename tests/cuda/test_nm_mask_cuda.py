@@ -26,7 +26,7 @@ def special(shape, dtype):
     return values[torch.randint(len(values), shape)].to(dtype)
 
 
-def check(lane, x, n, m, dim=-1):
+def assert_agrees(lane, x, n, m, dim=-1):
     """Every form of the result."""
     there = lane.put(x)
     for use_abs in (True, False):
@@ -57,33 +57,33 @@ def test_by_hand(lane):
 def test_groups_in_registers(lane, dtype):
     for n, m in FLAT:
         for shape in ((1024 * 9 + 8,), (5, 8), (3, 16, 8), (40,)):
-            check(lane, special(shape, dtype), n, m)
+            assert_agrees(lane, special(shape, dtype), n, m)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_four_lanes_to_a_thread(lane, dtype):
     for n, m in [*FLAT, (2, 3), (3, 5), (5, 7)]:
         for shape, dim in (((21, 8), 0), ((2, 9, 4), 1), ((3, 16, 2, 6), 1), ((2, 1, 4), 1)):
-            check(lane, special(shape, dtype), n, m, dim)
+            assert_agrees(lane, special(shape, dtype), n, m, dim)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_groups_in_a_tile(lane, dtype):
     for n, m in [(2, 4), (2, 8), *TILE]:
         for shape, dim in (((3, 131), 1), ((2, 35, 3), 1), ((m, 70), 0), ((5, 6 * m), 1), ((3, m), 1)):
-            check(lane, special(shape, dtype), n, m, dim)
+            assert_agrees(lane, special(shape, dtype), n, m, dim)
 
 
 @pytest.mark.parametrize("shape, dim", [((), -1), ((1,), 0), ((3,), 0), ((0, 4), 1), ((4, 0), 1), ((2, 0, 5), 0), ((300, 1), 0), ((300, 1), 1)])
 def test_small_and_empty(lane, shape, dim):
     for n, m in ((2, 4), (3, 5), (1, 16)):
-        check(lane, special(shape, torch.float32), n, m, dim)
+        assert_agrees(lane, special(shape, torch.float32), n, m, dim)
 
 
 def test_many_tiles_to_a_block(lane):
-    check(lane, torch.randn(133, 509), 3, 7)
-    check(lane, torch.randn(20, 30, 31), 1, 3, 1)
-    check(lane, torch.randn(150_000), 2, 4)
+    assert_agrees(lane, torch.randn(133, 509), 3, 7)
+    assert_agrees(lane, torch.randn(20, 30, 31), 1, 3, 1)
+    assert_agrees(lane, torch.randn(150_000), 2, 4)
 
 
 def test_strides(lane):

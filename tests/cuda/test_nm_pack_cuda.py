@@ -23,7 +23,7 @@ def bits(tensor):
     return tensor.view({1: torch.int8, 2: torch.int16, 4: torch.int32}[tensor.element_size()])
 
 
-def check(lane, x, n, m, v=1, there=None):
+def assert_agrees(lane, x, n, m, v=1, there=None):
     got, want = lane.op("nm_pack")(lane.put(x) if there is None else there, n, m, v=v), reference("nm_pack", x, n, m, v=v)
     for one, other in zip(got, want, strict=True):
         assert one.dtype == other.dtype and torch.equal(bits(one.cpu()), bits(other)), (n, m, v, list(x.shape))
@@ -59,9 +59,9 @@ def test_the_largest_of_too_many(lane):
 def test_agrees_with_the_reference(lane, dtype):
     for rows, cols, n, m, v in CASES:
         x = make(rows, cols, n, m, v, dtype)
-        check(lane, x, n, m, v)
+        assert_agrees(lane, x, n, m, v)
         turned = x.t().contiguous().t()
-        check(lane, turned, n, m, v, there=lane.put(turned))
+        assert_agrees(lane, turned, n, m, v, there=lane.put(turned))
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
@@ -75,21 +75,21 @@ def test_every_2_4_pattern_comes_back(lane, dtype):
                 row[place] = value
             rows.append(row)
     x = torch.stack(rows)
-    values, index = check(lane, x, 2, 4)
+    values, index = assert_agrees(lane, x, 2, 4)
     back = torch.zeros_like(x).scatter_(1, nm_columns(index.cpu(), 2, 4).long(), values.cpu())
     assert torch.equal(bits(back), bits(x)) and (index[:, 0] < index[:, 1]).all()
-    check(lane, torch.where(x == 0, -0.0, x), 2, 4)
+    assert_agrees(lane, torch.where(x == 0, -0.0, x), 2, 4)
 
 
 def test_views(lane):
     flat = make(1, 4000, 2, 4, 1, torch.float32).flatten()
     wide = lane.put(flat)
     for at in (4, 8, 12):
-        check(lane, flat[at:at + 480].view(12, 40), 2, 4, there=wide[at:at + 480].view(12, 40))
+        assert_agrees(lane, flat[at:at + 480].view(12, 40), 2, 4, there=wide[at:at + 480].view(12, 40))
     shifted = torch.cat([torch.ones(1), flat])
-    check(lane, shifted[1:].view(40, 100), 2, 4, there=lane.put(shifted)[1:].view(40, 100))
+    assert_agrees(lane, shifted[1:].view(40, 100), 2, 4, there=lane.put(shifted)[1:].view(40, 100))
     grid = flat.view(40, 100)
-    check(lane, grid[::2, 4:60], 2, 4, there=wide.view(40, 100)[::2, 4:60])
+    assert_agrees(lane, grid[::2, 4:60], 2, 4, there=wide.view(40, 100)[::2, 4:60])
 
 
 def test_repeats_have_equal_bits(lane):

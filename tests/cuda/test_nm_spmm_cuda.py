@@ -31,7 +31,7 @@ def run(lane, values, index, b, n, m, cols, v, bias=None):
     return lane.op("nm_spmm")(*lane.put([values, index, b]), n, m, cols, v=v, bias=lane.put(bias))
 
 
-def check(lane, shape, types, bias=True):
+def assert_agrees(lane, shape, types, bias=True):
     rows, cols, n, m, v, width = shape
     x, values, index = make(rows, cols, n, m, v, types[0])
     b, bias = torch.randn(cols, width).to(types[1]), torch.randn(rows).to(types[0]) if bias else None
@@ -39,20 +39,20 @@ def check(lane, shape, types, bias=True):
     want = x.double() @ b.double() + (0 if bias is None else bias.double()[:, None])
     assert got.dtype == b.dtype and got.is_contiguous() and got.shape == (rows, width)
     assert_close(got.cpu(), want, reduction=max(cols // m * n, 1))
-    return lambda: torch.equal(got, run(lane, values, index, b, n, m, cols, v, bias))
+    assert torch.equal(got, run(lane, values, index, b, n, m, cols, v, bias)), "another run gave other bits"
 
 
 @pytest.mark.parametrize("types", TYPES, **ids)
 def test_agrees_with_the_reference(lane, types):
     for shape in SHAPES:
-        assert check(lane, shape, types)(), "another run gave other bits"
-        check(lane, shape, types, bias=False)
+        assert_agrees(lane, shape, types)
+        assert_agrees(lane, shape, types, bias=False)
 
 
 @pytest.mark.parametrize("shape, types", [(SCALAR, TYPES[0]), (STAGED, TYPES[0]), (STAGED, TYPES[3]), (TOGETHER, TYPES[0]), (TENSOR_CORES, TYPES[1]),
                                           (TENSOR_CORES, TYPES[2]), (TENSOR_CORES, TYPES[4]), (DENSE, TYPES[0]), (DENSE, TYPES[1])], ids=str)
 def test_every_algorithm_agrees(lane, shape, types):
-    assert check(lane, shape, types)(), "another run gave other bits"
+    assert_agrees(lane, shape, types)
 
 
 @pytest.mark.parametrize("shape, dtype", [(SCALAR, F32), (STAGED, F32), (TENSOR_CORES, BF16), (DENSE, F32)], ids=str)

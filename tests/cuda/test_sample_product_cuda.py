@@ -10,7 +10,7 @@ from sparsekern.testing import random_csr
 NAN, INF = math.nan, math.inf
 
 
-def check(lane, op, *arguments, seed=0, **options):
+def assert_agrees(lane, op, *arguments, seed=0, **options):
     got = lane.op(op)(*lane.put(list(arguments)), seed=lane.put(torch.tensor(seed)), **options)
     want = ops.implementations(op)["reference"](*arguments, seed=torch.tensor(seed), **options)
     for one, other in zip(got, want, strict=True):
@@ -30,17 +30,17 @@ def test_first_draw_by_hand(lane):
 def test_draws_agree(lane, rows, cols):
     for weights in ((torch.randn(rows), torch.randn(cols)), (torch.rand(rows) ** 30, torch.rand(cols) ** 9), (torch.zeros(rows), torch.ones(cols))):
         for samples, seed in ((1, 0), (1001, 2**63 - 1)):
-            check(lane, "sample_product", *weights, samples, seed=seed)
+            assert_agrees(lane, "sample_product", *weights, samples, seed=seed)
 
 
 def test_weights_of_every_kind(lane):
     special = torch.tensor([0.0, -0.0, -1.0, NAN, 1e-45, 1.0, 3.4028235e38, 1.1754944e-38, -3.4028235e38])
     for weights in (special, torch.full((5,), NAN), -torch.ones(5), torch.tensor([1e-45])):
-        check(lane, "sample_product", weights, torch.ones(3), 300, seed=-7)
+        assert_agrees(lane, "sample_product", weights, torch.ones(3), 300, seed=-7)
     # Thousands of weights that count one unit each beside a large one: they share the entries of the guide.
     tiny = torch.full((3000,), 1e-40)
     tiny[1500] = 1.0
-    check(lane, "sample_product", tiny, torch.rand(9), 500)
+    assert_agrees(lane, "sample_product", tiny, torch.rand(9), 500)
     # Infinity counts as the largest float.
     seed = lane.put(torch.tensor(3))
     got = lane.op("sample_product")(*lane.put([torch.tensor([1.0, INF]), torch.ones(2)]), 50, seed=seed)
@@ -63,22 +63,22 @@ def test_candidates_agree(lane, rows, cols, sparsity):
     crow, col, _ = random_csr(rows, cols, sparsity, index64=rows % 2 == 1)
     weights = torch.randn(rows), torch.rand(cols)
     for samples, rounds in ((0, 1), (1, 1), (300, 3)):
-        check(lane, "gse_candidates", *weights, crow, col, samples, rounds=rounds)
+        assert_agrees(lane, "gse_candidates", *weights, crow, col, samples, rounds=rounds)
 
 
 def test_rounds_find_what_is_left(lane):
     crow, col, _ = random_csr(6, 5, 0.9)
-    _, _, count = check(lane, "gse_candidates", torch.ones(6), torch.ones(5), crow, col, 100, seed=5, rounds=9)
+    _, _, count = assert_agrees(lane, "gse_candidates", torch.ones(6), torch.ones(5), crow, col, 100, seed=5, rounds=9)
     assert count == 27
-    _, _, count = check(lane, "gse_candidates", torch.rand(60), torch.rand(60), *random_csr(60, 60, 0.95)[:2], 200, seed=1, rounds=6)
+    _, _, count = assert_agrees(lane, "gse_candidates", torch.rand(60), torch.rand(60), *random_csr(60, 60, 0.95)[:2], 200, seed=1, rounds=6)
     assert count == 200
 
 
 def test_nothing_to_draw_from(lane):
     for rows, cols in ((0, 0), (0, 5), (5, 0)):
-        check(lane, "gse_candidates", torch.ones(rows), torch.ones(cols), torch.zeros(rows + 1, dtype=torch.int32),
-              torch.empty(0, dtype=torch.int32), 10)
-    check(lane, "gse_candidates", torch.ones(3), torch.ones(2), torch.tensor([0, 2, 4, 6]), torch.tensor([0, 1] * 3, dtype=torch.int32), 5)
+        assert_agrees(lane, "gse_candidates", torch.ones(rows), torch.ones(cols), torch.zeros(rows + 1, dtype=torch.int32),
+                      torch.empty(0, dtype=torch.int32), 10)
+    assert_agrees(lane, "gse_candidates", torch.ones(3), torch.ones(2), torch.tensor([0, 2, 4, 6]), torch.tensor([0, 1] * 3, dtype=torch.int32), 5)
     assert lane.op("sample_product")(*lane.put([torch.ones(0), torch.ones(0)]), 0, seed=lane.put(torch.tensor(0)))[0].shape == (0,)
 
 

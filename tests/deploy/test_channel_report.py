@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sparsekern.cli import main
-from sparsekern.deploy.channel_report import channel_report, describe, load_slim
+from sparsekern.deploy.channel_report import MEASURED, channel_report, describe, load_slim
 from sparsekern.sparsity.latency import LatencyTable, layer_widths
 from sparsekern.support.models import build_model
 from sparsekern.testing import toy_batch
@@ -44,7 +44,8 @@ def test_a_channel_run_leaves_a_slimmed_net(tmp_path, capsys, table, command):
     slim = json.loads((out / "report.json").read_text())["slim"]
     full = LatencyTable.load(table).full_ms
     assert slim["predicted_full_ms"] == full and 0.3 * full < slim["predicted_ms"] <= 0.55 * full
-    assert slim["measured_ms"] > 0 and slim["fps"] == pytest.approx(1000 * 32 / slim["measured_ms"]) and slim["difference"] < 1e-5
+    assert slim["measured_ms"] > 0 and slim["measured_full_ms"] > 0 and 0 < slim["speedup_10"] <= slim["speedup"] <= slim["speedup_90"]
+    assert slim["fps"] == pytest.approx(1000 * 32 / slim["measured_ms"]) and slim["difference"] < 1e-5
     whole = build_model("small_cnn", shape=(1, 8, 8))
     assert slim["parameters"] < 0.7 * sum(parameter.numel() for parameter in whole.parameters())
     assert slim["file_bytes"] == (out / slim["file"]).stat().st_size
@@ -55,6 +56,10 @@ def test_the_page_shows_the_slimmed_net(tmp_path, table):
     report = train_halp(tmp_path, table)
     page = _cards(report)
     assert "measured, " in page and "images/s" in page and f"{report['slim']['parameters']:,}" in page
+    assert f"{report['slim']['speedup_10']:.2f} to {report['slim']['speedup_90']:.2f} in eight rounds" in page
+    for name in ("speedup", "speedup_10", "speedup_90"):
+        del report["slim"][name]                # as older runs have it
+    assert "measured, " in _cards(report) and "eight rounds" not in _cards(report)
     report["slim"]["measured_ms"] = None
     assert "measured, " not in _cards(report) and "predicted latency" in _cards(report)
 
@@ -77,15 +82,16 @@ def test_a_table_of_another_machine_is_not_measured_against(tmp_path, table, cap
     assert main([*command, "--out", str(tmp_path / "a")]) == 2
     assert "device was 'Abacus'" in capsys.readouterr().err
     assert main([*command, "--other-machine", "--out", str(tmp_path / "b")]) == 0
-    assert json.loads((tmp_path / "b/report.json").read_text())["slim"]["measured_ms"] is None
+    assert json.loads((tmp_path / "b/report.json").read_text())["slim"].items() >= dict.fromkeys(MEASURED).items()
     assert "not measured here" in capsys.readouterr().out
 
 
 def test_the_line_that_is_printed():
-    slim = {"predicted_ms": 5.0, "predicted_full_ms": 10.0, "measured_ms": 6.0, "measured_full_ms": 12.0, "fps": 1000.4, "parameters": 12345,
-            "file_bytes": 50_000, "file": "slim.safetensors"}
-    assert describe(slim) == ("slimmed net: predicted 5.00 ms (2.00x), measured 6.00 ms (2.00x), 1000 images/s; 12,345 parameters, 0.05 MB in "
-                              "slim.safetensors")
+    slim = {"predicted_ms": 5.0, "predicted_full_ms": 10.0, "measured_ms": 6.0, "measured_full_ms": 12.0, "speedup": 2.04, "speedup_10": 1.9,
+            "speedup_90": 2.25, "fps": 1000.4, "parameters": 12345, "file_bytes": 50_000, "file": "slim.safetensors"}
+    assert describe(slim) == ("slimmed net: predicted 5.00 ms (2.00x), measured 6.00 ms (2.04x, 1.90 to 2.25x in eight rounds of ten), 1000 "
+                              "images/s; 12,345 parameters, 0.05 MB in slim.safetensors")
+    assert "not measured here; 12,345" in describe(slim | dict.fromkeys(MEASURED))
 
 
 def test_a_slimmed_net_comes_back_from_its_file(tmp_path):

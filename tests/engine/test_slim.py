@@ -53,7 +53,7 @@ def masked(model, groups, keep):
     return model
 
 
-def agree(model, example, keep_share=0.4, bound=1e-5):
+def assert_agrees(model, example, keep_share=0.4, bound=1e-5):
     groups = find_channel_groups(model, example[:1])
     keep = random_keep(groups, share=keep_share)
     assert keep
@@ -75,7 +75,7 @@ def agree(model, example, keep_share=0.4, bound=1e-5):
 @pytest.mark.parametrize("name", MODELS)
 def test_it_computes_what_the_masked_net_computes(name):
     torch.manual_seed(0)
-    agree(lively(build_model(name)), images())
+    assert_agrees(lively(build_model(name)), images())
 
 
 @pytest.mark.parametrize("name", ["resnet50", "vgg16_bn", "mobilenet_v2"])
@@ -89,7 +89,7 @@ def test_torchvision_models(name):
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    agree(model, images(2, 64).double(), keep_share=0.7, bound=1e-9)
+    assert_agrees(model, images(2, 64).double(), keep_share=0.7, bound=1e-9)
 
 
 BLOCKS = ("conv", "depthwise", "identity", "projection", "preactivation", "bottleneck", "pool")

@@ -40,7 +40,7 @@ def wide(op, *args, **kwargs):
 
 # ---- products ----
 
-def check_products(rows, cols, n, sparsity, types, index64=False):
+def assert_products_agree(rows, cols, n, sparsity, types, index64=False):
     crow, col, val, (row_order, *transposed) = matrix(rows, cols, sparsity, dtype=types[0], index64=index64)
     b, tall, bias = draw(cols, n, dtype=types[1]), draw(rows, n, dtype=types[1]), draw(rows, dtype=types[0])
     got = ops.csr_spmm(crow, col, val, b, rows, cols, row_order=row_order, bias=bias)
@@ -55,13 +55,13 @@ def check_products(rows, cols, n, sparsity, types, index64=False):
 @pytest.mark.parametrize("shape", SMALL, ids=str)
 def test_small_products(shape, types):
     for sparsity in (0.0, 0.8, 1.0):
-        check_products(*shape, sparsity, types, index64=sparsity == 0.8)
+        assert_products_agree(*shape, sparsity, types, index64=sparsity == 0.8)
 
 
 @pytest.mark.parametrize("types", TYPES[:4], **ids)
 @pytest.mark.parametrize("sparsity", [0.8, 0.9, 0.99])
 def test_products_at_real_size(sparsity, types):
-    check_products(*REAL, sparsity, types)
+    assert_products_agree(*REAL, sparsity, types)
 
 
 def test_products_of_any_strides():

@@ -12,7 +12,8 @@ import yaml
 
 from sparsekern import doctor as doctor_module
 from sparsekern import ops
-from sparsekern.cli import _parse_train, field_help, main
+from sparsekern.cli import main
+from sparsekern.cli.train import _parse_train, field_help
 from sparsekern.training import TrainConfig
 
 TINY = ["--model", "mlp:8", "--subset", "64", "--batch-size", "16", "--epochs", "2", "--threads", "1", "--device", "cpu",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sparsekern.training import CheckpointError, ConfigError, Interrupted, TrainConfig, TrainingError, train
-from sparsekern.training.trainer import learning_rate
+from sparsekern.training.learning_rate import learning_rate
 
 EPOCH = 10                                                 # steps per epoch below: 160 images in batches of 16
 

@@ -1,0 +1,116 @@
+"""sparsekern train ALGORITHM: every setting of the run and of the algorithm, from the command line and from YAML."""
+import dataclasses
+import inspect
+import re
+
+from sparsekern.cli.usage import UsageError, algorithms, usage
+
+
+def run(arguments: list[str]) -> int:
+    from sparsekern.deploy.channel_report import channel_report, describe
+    from sparsekern.training import TrainConfig, train
+    from sparsekern.training.progress import clock, left_dense, table
+    if not arguments or arguments[0].startswith("-"):
+        if arguments[:1] in (["-h"], ["--help"]):
+            print(usage(), end="")
+            return 0
+        raise UsageError(f"train: expected an algorithm, one of {', '.join(algorithms())}")
+    algorithm = arguments[0]
+    if algorithm not in algorithms():
+        raise UsageError(f"train: unknown algorithm {algorithm!r}; expected one of {', '.join(algorithms())}")
+    values = _parse_train(algorithm, arguments[1:])
+    if values is None:                                     # --help or --print_config was answered
+        return 0
+    options = {name: values.pop(name) for name in _algorithm_fields(algorithm)}
+    config = TrainConfig(**values, options={name: value for name, value in options.items() if value is not None})
+    report = train(config, on_end=channel_report)
+    print("\n".join([table(report["subnets"]), *left_dense(report["subnets"])]))
+    if "slim" in report:
+        print(describe(report["slim"]))
+    share = report["training_flops"] / report["dense_training_flops"]
+    print(f"{report['steps']} steps in {clock(report['wall_seconds'])} on {report['device']['name']}; training FLOPs "
+          f"{report['training_flops']:.3g}, {share:.2f} of a dense run")
+    print(f"wrote {config.out}/report.json and {config.out}/report.html")
+    return 0
+
+
+def _parse_train(algorithm: str, arguments: list[str]) -> dict | None:
+    try:
+        from jsonargparse import ArgumentParser
+    except ImportError as error:
+        raise UsageError("the command line of train needs jsonargparse: pip install 'sparsekern[train]', or call "
+                         "sparsekern.training.train(TrainConfig(...)) from Python") from error
+    from sparsekern.training.config import TrainConfig, train_fields
+
+    class Parser(ArgumentParser):
+        def error(self, message, *_):                      # one line instead of the usage of sixty settings
+            text = " ".join(line.strip() for line in str(message).splitlines())
+            raise UsageError(f"train {algorithm}: {text} (sparsekern train {algorithm} --help lists all settings)")
+
+    parser = Parser(prog=f"sparsekern train {algorithm}", description=f"Train with {algorithm}. Settings come from the command line and "
+                    f"from YAML files (--config); later ones win.")
+    parser.add_argument("--config", action="config", help="a YAML file with settings; may be given several times")
+    described = field_help(TrainConfig)
+    for name, field in train_fields().items():
+        default = algorithm if name == "algorithm" else field.default
+        _add(parser, name, _shares if name in ("sparsity", "milestones") else field.type, default, described.get(name, ""))
+    described = field_help(_algorithm_class(algorithm))
+    for name, field in _algorithm_fields(algorithm).items():
+        _add(parser, name, _as_given if name == "nm" else field.type, _default(field), f"{algorithm}: {described.get(name, '')}")
+    try:
+        values = parser.parse_args(arguments)
+    except SystemExit as done:                             # --help and --print_config print and leave
+        if done.code:
+            raise UsageError("see above") from done
+        return None
+    if values.algorithm != algorithm:
+        raise UsageError(f"the settings are those of {values.algorithm!r}, not of {algorithm!r}")
+    return {name: getattr(values, name) for name in [*train_fields(), *_algorithm_fields(algorithm)]}
+
+
+def _add(parser, name: str, kind, default, text: str) -> None:
+    """One setting as --a_b and --a-b; a switch may stand alone (--resume) or take true or false."""
+    spellings = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
+    alone = {"nargs": "?", "const": True} if kind is bool else {}
+    parser.add_argument(*spellings, type=kind, default=default, help=text.replace("%", "%%"), **alone)
+
+
+def _shares(value) -> tuple[float, ...]:
+    """0.9,0.95 on the command line; a number, a list or such a text in YAML."""
+    if isinstance(value, int | float):
+        return (float(value),)
+    parts = value.strip("[]() ").split(",") if isinstance(value, str) else value
+    return tuple(float(part) for part in parts)
+
+
+def _as_given(value):
+    """2:4 stays a text on the command line; what YAML made of it is judged where it is used."""
+    return value
+
+
+def _algorithm_class(algorithm: str) -> type:
+    """The dataclass with the settings of an algorithm."""
+    from sparsekern.algorithms import ALGORITHMS
+    return ALGORITHMS[algorithm].Config
+
+
+def _algorithm_fields(algorithm: str) -> dict[str, dataclasses.Field]:
+    """The settings of an algorithm beside those of every run (sparsity is one of those; total_steps follows from the epochs)."""
+    from sparsekern.training.config import train_fields
+    taken = {*train_fields(), "total_steps"}
+    return {field.name: field for field in dataclasses.fields(_algorithm_class(algorithm)) if field.name not in taken}
+
+
+def _default(field: dataclasses.Field):
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def field_help(cls: type) -> dict[str, str]:
+    """Field name -> the comment behind it, in the class or the classes it extends."""
+    found = {}
+    for base in reversed(cls.__mro__):
+        if dataclasses.is_dataclass(base):
+            found |= dict(re.findall(r"^    (\w+): [^#\n]*# +(.*)$", inspect.getsource(base), re.MULTILINE))
+    return found
