@@ -36,6 +36,11 @@ def save_tensors(path: Path | str, format: str, tensors: Mapping[str, Tensor], m
     text = json.dumps({**meta, "strides": strides}, allow_nan=False)
     partial = path.with_name(f".{path.name}.partial")
     save_file(host, str(partial), metadata={"format": format, "meta": text, "sha256": digest_tensors(host, host.__getitem__, text)})
+    return commit(partial, path)
+
+
+def commit(partial: Path, path: Path) -> Path:
+    """Give a complete file its name, in the same directory, once all of it is on disk."""
     _flush(partial)
     os.replace(partial, path)                              # the commit point
     _flush(path.parent)
