@@ -239,7 +239,6 @@ class PatternSet:
         self.numels = [math.prod(layer.shape) for layer in layers]
         self.numel = sum(self.numels)
         self.counted = [True] * len(self.numels)
-        self.counted = [True] * len(layers)
         self.version = 0
         self.names: tuple[str, ...] = ()
 
