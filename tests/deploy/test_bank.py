@@ -94,6 +94,8 @@ def test_every_training_becomes_a_bank_and_comes_back(tmp_path, kind):
     loaded = SubnetBank.load(bank.save(tmp_path / "b.safetensors"))
     assert loaded.names() == bank.names() == sparsifier.subnets
     assert loaded.meta == bank.meta and loaded.meta["data"] == "toy" and loaded.meta["seed"] == 3 and loaded.size() == bank.size()
+    content = (tmp_path / "b.safetensors").read_bytes()
+    assert bank.size()["total"] == len(content) - 8 - int.from_bytes(content[:8], "little")
     wanted, model = outputs(net, sparsifier), fresh(kind).eval()
     for row, name in zip(sparsifier.summary(), bank.names()):
         subnet = loaded.subnet(name)
