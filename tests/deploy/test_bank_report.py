@@ -70,7 +70,7 @@ class FakeBank:
 def bank(tmp_path, monkeypatch):
     path = tmp_path / "toy.safetensors"
     path.write_bytes(b"bank of a toy")
-    monkeypatch.setitem(sys.modules, "sparsekern.deploy.bank", SimpleNamespace(SubnetBank=FakeBank))
+    monkeypatch.setattr(bank_report, "SubnetBank", FakeBank)
     monkeypatch.setattr(bank_page, "_figures", lambda report: "")           # plots take long
     return path
 
