@@ -4,6 +4,7 @@ import time
 
 import pytest
 import torch
+from steps import dense_steps, training_step
 from torch.nn import functional as F
 
 import sparsekern
@@ -17,41 +18,22 @@ def bench_iee_step(race, model_name, batch):
     """Forward, backward and update at 90 % (ERK); H has the whole budget, J what is left after a prune of 30 % of it, Q is dense."""
     images, labels = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
 
-    def dense(fused):
-        model = build_model(model_name)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=fused)
-
-        def step():
-            F.cross_entropy(model(images), labels).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        return step
-
-    def sparse(**phases):
-        model = build_model(model_name)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-        sparsifier = sparsekern.IEE(model, optimizer, sparsity=0.9, total_steps=4 * _LONG, **{"h_steps": 1, "j_steps": 0, "q_steps": 1} | phases)
-
-        def step():
-            F.cross_entropy(model(images), labels).backward()
-            sparsifier.step()
-            optimizer.zero_grad()
-
-        if phases != {"h_steps": _LONG}:
+    def iee(phase, **lengths):
+        step, sparsifier = training_step(model_name, images, labels, lambda model, optimizer: sparsekern.IEE(
+            model, optimizer, sparsity=0.9, total_steps=4 * _LONG, **{"h_steps": 1, "j_steps": 0, "q_steps": 1} | lengths))
+        if phase != "estimate":
             step()                                      # phase H is over
-        assert sparsifier.phase == {"h_steps": "estimate", "j_steps": "improve", "q_steps": "explore"}[next(iter(phases))]
+        assert sparsifier.phase == phase
         return step
 
     race(
         "IEE step",
         f"{model_name}, batch {batch}",
         {
-            "sparsekern IEE, phase H": sparse(h_steps=_LONG),
-            "sparsekern IEE, phase J": sparse(j_steps=_LONG),
-            "sparsekern IEE, phase Q": sparse(q_steps=_LONG),
-            "torch dense SGD": dense(None),
-            "torch dense SGD fused": dense(True),
+            "sparsekern IEE, phase H": iee("estimate", h_steps=_LONG),
+            "sparsekern IEE, phase J": iee("improve", j_steps=_LONG),
+            "sparsekern IEE, phase Q": iee("explore", q_steps=_LONG),
+            **dense_steps(model_name, images, labels),
         },
         targets=[(f"sparsekern IEE, phase {phase}", "<=", 1.05, "torch dense SGD") for phase in "HJ"],
         budget_s=60,
@@ -75,17 +57,9 @@ def bench_iee_event(race, allocation):
         sparsifier.on_phase_end(sparsifier.timeline.at(moment))
         return time.perf_counter() - start
 
-    plain = build_model("resnet20")
-    sgd = torch.optim.SGD(plain.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-
-    def step():
-        F.cross_entropy(plain(images), labels).backward()
-        sgd.step()
-        sgd.zero_grad()
-
     race(
         "IEE event",
         f"resnet20, 90 %, {allocation}",
-        {"sparsekern grow": lambda: event(1), "sparsekern prune": lambda: event(0), "torch dense step": step},
+        {"sparsekern grow": lambda: event(1), "sparsekern prune": lambda: event(0), "torch dense step": training_step("resnet20", images, labels)[0]},
         budget_s=20,
     )

@@ -4,11 +4,10 @@ import time
 
 import pytest
 import torch
+from steps import dense_steps, training_step
 from torch import nn
-from torch.nn import functional as F
 
 import sparsekern
-from sparsekern.support.models import build_model
 from sparsekern.testing import resnet50_shapes
 
 
@@ -17,37 +16,17 @@ def bench_whole_step(race, model_name, batch):
     """Forward, backward and update of steps without a mask event; the masks are those of the end of training."""
     images, labels = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
 
-    def dense(fused):
-        model = build_model(model_name)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=fused)
-
-        def step():
-            F.cross_entropy(model(images), labels).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        return step
-
-    def sparse(**options):
-        model = build_model(model_name)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-        sparsifier = sparsekern.AST_GC(model, optimizer, sparsity=(0.9, 0.95, 0.98), total_steps=100_000, initial_sparsity=0.5, **options)
-
-        def step():
-            F.cross_entropy(model(images), labels).backward()
-            sparsifier.step()
-            optimizer.zero_grad()
-
-        return step
+    def ast_gc(**options):
+        return training_step(model_name, images, labels, lambda model, optimizer: sparsekern.AST_GC(
+            model, optimizer, sparsity=(0.9, 0.95, 0.98), total_steps=100_000, initial_sparsity=0.5, **options))[0]
 
     race(
         "training step",
         f"{model_name}, batch {batch}",
         {
-            "sparsekern AST-GC": sparse(),
-            "sparsekern AST without correction": sparse(gc=False),
-            "torch dense SGD": dense(None),
-            "torch dense SGD fused": dense(True),
+            "sparsekern AST-GC": ast_gc(),
+            "sparsekern AST without correction": ast_gc(gc=False),
+            **dense_steps(model_name, images, labels),
         },
         targets=[("sparsekern AST-GC", "<=", 1.05, "torch dense SGD")] if model_name == "resnet20" else [],
         budget_s=40,

@@ -4,22 +4,8 @@
 # OMP_NUM_THREADS=1. Time and memory per step are measured by scripts/always_sparse_steps.py.
 #     scripts/always_sparse_evidence.sh DATA_DIR [RUNS_DIR]
 set -euo pipefail
-data=${1:?usage: always_sparse_evidence.sh DATA_DIR [RUNS_DIR]}
-runs=${2:-runs/always_sparse}
-cd "$(dirname "$0")/.."
-results=results/always_sparse
-mkdir -p "$runs" "$results"
-
-run() {                                   # run NAME ALGORITHM OPTIONS...
-    local name=$1 algorithm=$2
-    shift 2
-    if [ ! -f "$runs/$name/report.json" ]; then
-        local resume=()
-        [ -d "$runs/$name" ] && resume=(--resume)
-        .venv/bin/sparsekern train "$algorithm" --data cifar10 --data-dir "$data" --progress plain --out "$runs/$name" "$@" "${resume[@]}"
-    fi
-    sed 's#"data_dir": "[^"]*"#"data_dir": "DATA_DIR"#' "$runs/$name/report.json" > "$results/$name.json"      # a path of one machine says nothing
-}
+source "$(dirname "$0")/evidence_lib.sh"
+begin always_sparse "$@"
 
 methods() {                               # methods PREFIX SUFFIX STEPS OPTIONS...: all of them, with GSE's times of exchange for each
     local prefix=$1 suffix=$2 steps=$3

@@ -4,21 +4,8 @@
 # OMP_NUM_THREADS=1.
 #     scripts/cifar_evidence.sh DATA_DIR [RUNS_DIR]
 set -euo pipefail
-data=${1:?usage: cifar_evidence.sh DATA_DIR [RUNS_DIR]}
-runs=${2:-runs/cifar10}
-cd "$(dirname "$0")/.."
-
-run() {                                   # run NAME ALGORITHM OPTIONS...
-    local name=$1 algorithm=$2
-    shift 2
-    mkdir -p "$runs" results/cifar10
-    if [ ! -f "$runs/$name/report.json" ]; then
-        local resume=()
-        [ -d "$runs/$name" ] && resume=(--resume)
-        .venv/bin/sparsekern train "$algorithm" --data cifar10 --data-dir "$data" --progress plain --out "$runs/$name" "$@" "${resume[@]}"
-    fi
-    sed 's#"data_dir": "[^"]*"#"data_dir": "DATA_DIR"#' "$runs/$name/report.json" > "results/cifar10/$name.json"      # a path of one machine says nothing
-}
+source "$(dirname "$0")/evidence_lib.sh"
+begin cifar10 "$@"
 
 long=(--model resnet20 --subset 20000 --epochs 6 --eval-every 6 --channels-last true)
 short=(--model resnet20 --subset 5000 --epochs 6 --eval-every 6 --channels-last true)

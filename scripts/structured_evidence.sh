@@ -3,22 +3,8 @@
 # latency, on CIFAR-10 for equal steps. Stopped runs are continued where they were. The latency table is measured first, on a quiet machine.
 #     scripts/structured_evidence.sh DATA_DIR [RUNS_DIR]
 set -euo pipefail
-data=${1:?usage: structured_evidence.sh DATA_DIR [RUNS_DIR]}
-runs=${2:-runs/structured}
-cd "$(dirname "$0")/.."
-results=results/structured
-mkdir -p "$runs" "$results"
-
-run() {                                   # run NAME ALGORITHM OPTIONS...
-    local name=$1 algorithm=$2
-    shift 2
-    if [ ! -f "$runs/$name/report.json" ]; then
-        local resume=()
-        [ -d "$runs/$name" ] && resume=(--resume)
-        .venv/bin/sparsekern train "$algorithm" --data cifar10 --data-dir "$data" --progress plain --out "$runs/$name" "$@" "${resume[@]}"
-    fi
-    sed 's#"data_dir": "[^"]*"#"data_dir": "DATA_DIR"#' "$runs/$name/report.json" > "$results/$name.json"      # a path of one machine says nothing
-}
+source "$(dirname "$0")/evidence_lib.sh"
+begin structured "$@"
 
 short=(--model resnet20 --subset 5000 --epochs 12 --eval-every 12)                       # 39 steps an epoch, 468 in all; IEE's cycles take 42
 cycle=(--h-steps 14 --j-steps 14 --q-steps 14)

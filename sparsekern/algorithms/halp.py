@@ -1,14 +1,9 @@
 """HALP: the channels of most importance that fit into a latency, removed step by step, then fine-tuned."""
 from dataclasses import dataclass
 
-from torch import Tensor, nn
-
+from sparsekern.algorithms.under_latency import UnderLatency
 from sparsekern.sparsity import schedules
-from sparsekern.sparsity.channel_masks import Channels, TaylorSum, plan_channels
-from sparsekern.sparsity.layers import Layer
-from sparsekern.sparsity.masks import MaskSet
 from sparsekern.sparsity.optim_state import shaped_state
-from sparsekern.sparsity.slim import slim
 from sparsekern.sparsity.sparsifier import Sparsifier, SparsifierConfig
 from sparsekern.sparsity.timeline import FOREVER, Moment, Phase, Timeline, View
 
@@ -29,7 +24,7 @@ class HALPConfig(SparsifierConfig):
     metrics: bool = False               # measure the inner product of consecutive gradients
 
 
-class HALP(Sparsifier):
+class HALP(UnderLatency, Sparsifier):
     """Latency-aware pruning of channels.
 
     The targets fall exponentially from the full latency to the budget. At each, a knapsack over bundles of channels keeps the most importance
@@ -45,23 +40,6 @@ class HALP(Sparsifier):
     Config = HALPConfig
     config: HALPConfig
 
-    def find_layers(self) -> list[Layer]:
-        c = self.config
-        for name in ("skip_first", "skip_last", "skip_depthwise", "only", "exclude"):
-            if getattr(c, name):
-                raise ValueError(f"{name}: channels are chosen in coupled groups, not by the names of weights; use keep_first")
-        self.channels, self.budget, self.target = plan_channels(
-            self.model, table=c.table, latency=c.latency, bundle=c.bundle, min_keep=c.min_keep, keep_first=c.keep_first,
-            other_machine=c.other_machine)
-        self.taylor = TaylorSum(self.model, self.channels.groups)
-        return self.channels.layers()
-
-    def make_masks(self) -> MaskSet:
-        return self.channels.mask_set()
-
-    def make_patterns(self) -> dict[str, Channels]:
-        return {f"{self.target:.4g}ms": Channels(self.target)}
-
     def make_timeline(self) -> Timeline:
         c, here = self.config, View(self.net, self.net)
         c.prunings = min(30, max(1, c.total_steps // 10)) if c.prunings is None else c.prunings
@@ -76,16 +54,6 @@ class HALP(Sparsifier):
     def net(self) -> str:
         """The name of the one net."""
         return self.subnets[0]
-
-    @property
-    def keep(self) -> dict[str, Tensor]:
-        """{group: bool [channels]} of the net, on the host."""
-        return self.channels.keep(self.masks[self.net])
-
-    @property
-    def latency_ms(self) -> float:
-        """Of the net, as the table tells."""
-        return self.budget.total_ms(self.masks.kept(self.net))
 
     def observe(self) -> None:
         if self.timeline.at(self.steps).phase.name == PRUNE:
@@ -110,24 +78,3 @@ class HALP(Sparsifier):
         self.history.append({"step": self.steps, "subnet": self.net, "event": moment.cycle + 1, "kind": PRUNE,
                              "sparsity": self.masks.sparsity(self.net), "flips": [before - sum(counts)], "nnz": self.masks.counts(self.net),
                              "latency_ms": self.latency_ms, "target_ms": self.aim(moment.cycle), "channels": self.masks.kept(self.net)})
-
-    def slim(self) -> nn.Module:
-        """The net as a plain, physically smaller model; this sparsifier is removed."""
-        keep = self.keep
-        return slim(self.remove(self.net), self.channels.all, keep)
-
-    # The way to disk and back.
-
-    def extra_state(self) -> dict:
-        return {"full_ms": self.budget.table.full_ms}
-
-    def load_extra_state(self, values: dict) -> None:
-        if values["full_ms"] != self.budget.table.full_ms:
-            raise ValueError(f"sparsifier state: table: the run was started with a table of {values['full_ms']:.3f} ms for the whole net, this "
-                             f"one says {self.budget.table.full_ms:.3f} ms")
-
-    def extra_tensors(self) -> dict[str, Tensor]:
-        return self.taylor.tensors()
-
-    def load_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
-        self.taylor.load(tensors)

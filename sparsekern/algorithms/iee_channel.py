@@ -1,18 +1,17 @@
 """IEE's structured form: whole channels under a latency that a table of measurements tells."""
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsekern.algorithms.iee_form import Form
+from sparsekern.algorithms.under_latency import UnderLatency
 from sparsekern.sparsity import schedules
-from sparsekern.sparsity.channel_masks import Channels, TaylorSum, plan_channels
 from sparsekern.sparsity.counter_rng import uniform
 from sparsekern.sparsity.layers import Layer
-from sparsekern.sparsity.masks import MaskSet
-from sparsekern.sparsity.slim import slim
+from sparsekern.sparsity.sparsifier import Sparsifier
 
 _APPROACH, _EVERY = 30, 40              # HALP's prunings of a pretrained model, and the steps between them
 
 
-class ChannelForm(Form):
+class ChannelForm(UnderLatency, Form):
     """Output channels in coupled groups, chosen by a knapsack over bundles: the most importance within the latency budget.
 
     Importance is the first-order Taylor term of the norms, in the mean over the phase. PRUNE keeps what fits into the target less the share
@@ -26,24 +25,14 @@ class ChannelForm(Form):
     score = "taylor"
     scores = ("taylor",)
 
+    @property
+    def engine(self) -> Sparsifier:
+        return self.s
+
     def find_layers(self) -> list[Layer]:
-        c = self.s.config
-        for name, default in (("skip_first", False), ("skip_last", False), ("skip_depthwise", False), ("only", None), ("exclude", None)):
-            if getattr(c, name) != default:
-                raise ValueError(f"{name}: channels are chosen in coupled groups, not by the names of weights; use keep_first")
-        if c.zero_init:
+        if self.s.config.zero_init:
             raise ValueError("zero_init: a channel whose weights, scale and shift are 0 never gets a gradient; leave it off")
-        self.channels, self.budget, self.target = plan_channels(
-            self.s.model, table=c.table, latency=c.latency, bundle=c.bundle, min_keep=c.min_keep, keep_first=c.keep_first,
-            other_machine=c.other_machine)
-        self.taylor = TaylorSum(self.s.model, self.channels.groups)
-        return self.channels.layers()
-
-    def make_masks(self) -> MaskSet:
-        return self.channels.mask_set()
-
-    def make_patterns(self) -> dict[str, Channels]:
-        return {f"{self.target:.4g}ms": Channels(self.target)}
+        return super().find_layers()
 
     def explores(self) -> bool:
         return self.target < self.budget.table.full_ms
@@ -68,16 +57,6 @@ class ChannelForm(Form):
     @property
     def _leads(self) -> bool:
         return bool(self.s.timeline.lead)
-
-    @property
-    def keep(self) -> dict[str, Tensor]:
-        """{group: bool [channels]} of the active net, on the host."""
-        return self.channels.keep(self.s.masks[self.s.net])
-
-    @property
-    def latency_ms(self) -> float:
-        """Of the active net, as the table tells."""
-        return self.budget.total_ms(self.s.masks.kept(self.s.net))
 
     def observe(self) -> None:
         if self.s.phase != "improve" and self.s.phase != "train":
@@ -110,21 +89,3 @@ class ChannelForm(Form):
         kept = self.s.masks.kept(self.s.net)
         return {"latency_ms": self.budget.total_ms(kept), "target_ms": self.target, "channels": kept,
                 "effective_sparsity": self.channels.effective_sparsity(kept)}
-
-    def slim(self) -> nn.Module:
-        keep = self.keep
-        return slim(self.s.remove(self.s.net), self.channels.all, keep)
-
-    def extra_state(self) -> dict:
-        return {"full_ms": self.budget.table.full_ms}
-
-    def load_extra_state(self, values: dict) -> None:
-        if values["full_ms"] != self.budget.table.full_ms:
-            raise ValueError(f"sparsifier state: table: the run was started with a table of {values['full_ms']:.3f} ms for the whole net, this "
-                             f"one says {self.budget.table.full_ms:.3f} ms")
-
-    def extra_tensors(self) -> dict[str, Tensor]:
-        return self.taylor.tensors()
-
-    def load_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
-        self.taylor.load(tensors)

@@ -12,10 +12,10 @@ _SPARSE = (SparseWeight, NMWeight, PackedNM)
 
 
 class _Tracer(fx.Tracer):
-    """Sparse layers are leaves, as torch's own are."""
+    """Every layer is a leaf, those of other makers too."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, _SPARSE) or super().is_leaf_module(module, name)
+        return isinstance(module, (nn.Conv2d, nn.Linear, _BatchNorm, *_SPARSE)) or super().is_leaf_module(module, name)
 
 
 @torch.no_grad()
@@ -49,11 +49,13 @@ def fold_norms(model: nn.Module, example: Tensor) -> tuple[tuple[str, ...], dict
         source = node.args[0] if node.args else None
         layer = modules.get(source.target) if isinstance(source, fx.Node) and source.op == "call_module" else None
         names = {f"{name}.{key}" for name in (node.target, getattr(source, "target", "")) for key in ("weight", "bias")}
-        if not isinstance(layer, (nn.Conv2d, nn.Linear, *_SPARSE)):
+        if calls[node.target] > 1:
+            why = "it is used in several places"
+        elif not isinstance(layer, (nn.Conv2d, nn.Linear, *_SPARSE)):
             why = "its input is not the output of a convolution or linear layer"
         elif len(source.users) > 1:
             why = f"the output of {source.target} is read elsewhere, too"
-        elif calls[node.target] > 1 or calls[source.target] > 1 or names & read:
+        elif calls[source.target] > 1 or names & read:
             why = f"it or {source.target} is used in several places"
         else:
             why = _obstacle(layer, norms[node.target], source, owners)

@@ -69,21 +69,23 @@ def csr_forms(module: nn.Module, mask: Tensor) -> dict[str, nn.Module]:
 
 
 def nm_forms(module: nn.Module, mask: Tensor, pattern: NM) -> dict[str, nn.Module]:
-    """{backend: packed layer with that product}. ValueError: a layer that has no such form, or a mask that is not n:m."""
+    """{product: layer}: the packed layer with each of its products, and the CSR layer. ValueError: none of them, or a mask that is not n:m.
+
+    CSR is the layer of its own here, not the product of the packed one, which would hold the weights twice for it.
+    """
     why = obstacle(Layer("", module.weight, [module]), pattern)
     if why is not None:
         raise ValueError(why)
-    kind = NMLinear if isinstance(module, nn.Linear) else NMConv2d
     groups = as_matrix(mask).unflatten(1, (-1, pattern.group)).sum(2)
     if not bool((groups == pattern.keep).all()):
         raise ValueError(f"its mask is not {pattern}: a group keeps {int(groups[groups != pattern.keep][0])}")
+    kind = NMLinear if isinstance(module, nn.Linear) else NMConv2d
     packed = kind.from_dense(module, pattern.keep, pattern.group, refresh="fixed", mask=mask).pack(backend="packed")
-    forms: dict[str, nn.Module] = {}
-    for name in packed.backends:
-        if name != "dense":
-            forms[name] = copy.deepcopy(packed)
-            forms[name].backend = name
-    return forms
+    forms: dict[str, nn.Module] = {"packed": packed}
+    if "sp24" in packed.backends:
+        forms["sp24"] = copy.deepcopy(packed)
+        forms["sp24"].backend = "sp24"
+    return forms | csr_forms(module, mask)
 
 
 @torch.no_grad()

@@ -4,60 +4,25 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import skip_init
 
 from sparsekern import ops
+from sparsekern.nn.conv_geometry import ConvGeometry, Pair, check_conv2d
 from sparsekern.nn.nm_packed import PackedNM, packed_parts
 from sparsekern.nn.nm_weight import NMWeight
-from sparsekern.nn.sparse_conv2d import _Pair, _pair, check_convolution
 
 _ASSUMED = 128, 16                                          # images and their side to measure at where none are told
 _PANEL = 1 << 18                                            # elements of the input laid out for one product
 
 
-class _Geometry:
-    """Where the taps of the kernel go."""
+class _Geometry(ConvGeometry):
+    """A convolution without groups."""
 
     def _set_geometry(self, in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode) -> None:
-        name = type(self).__name__
-        check_convolution(in_channels, out_channels, stride, padding, groups, padding_mode, name)
+        super()._set_geometry(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
         if groups != 1:
             kind = "depthwise" if groups == in_channels else "grouped"
-            raise ValueError(f"{name}: groups: expected 1, got {groups}: a {kind} convolution has no dense product along its input channels; "
-                             f"leave this layer dense")
-        self.in_channels, self.out_channels, self.padding_mode = in_channels, out_channels, padding_mode
-        self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)
-        self.padding = padding if isinstance(padding, str) else _pair(padding)
-
-    def _geometry(self) -> dict:
-        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
-
-    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)
-
-    def _as_conv2d(self, weight: Tensor) -> nn.Conv2d:
-        made = skip_init(nn.Conv2d, self.in_channels, self.out_channels, self.kernel_size, bias=self.bias is not None, device=weight.device,
-                         dtype=weight.dtype, **self._geometry())
-        made.weight.copy_(weight)
-        if self.bias is not None:
-            made.bias.copy_(self.bias)
-        return made.train(self.training)
-
-    def _pad(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """(x, padding) for the ops; a "same" padding that is not even takes the odd row and column at the end, as in nn.Conv2d."""
-        if self.padding == "valid":
-            return x, (0, 0)
-        if self.padding != "same":
-            return x, self.padding
-        high, wide = (d * (k - 1) for d, k in zip(self.dilation, self.kernel_size))
-        if high % 2 or wide % 2:
-            x = F.pad(x, (0, wide % 2, 0, high % 2))
-        return x, (high // 2, wide // 2)
-
-    def _describe(self) -> str:
-        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        text += "" if self.padding in ((0, 0), "valid") else f", padding={self.padding}"
-        return text + ("" if self.dilation == (1, 1) else f", dilation={self.dilation}")
+            raise ValueError(f"{type(self).__name__}: groups: expected 1, got {groups}: a {kind} convolution has no dense product along its input "
+                             f"channels; leave this layer dense")
 
 
 class NMConv2d(_Geometry, NMWeight):
@@ -73,15 +38,15 @@ class NMConv2d(_Geometry, NMWeight):
             other than "zeros", and those of NMWeight.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: _Pair, n: int, m: int, bias: bool = True, *, stride: _Pair = 1,
-                 padding: _Pair | str = 0, dilation: _Pair = 1, groups: int = 1, padding_mode: str = "zeros",
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: Pair, n: int, m: int, bias: bool = True, *, stride: Pair = 1,
+                 padding: Pair | str = 0, dilation: Pair = 1, groups: int = 1, padding_mode: str = "zeros",
                  device=None, dtype: torch.dtype | None = None, **options):
         dense = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
         self._begin(dense, dense.weight, dense.bias, n, m, options)
 
     def _begin(self, like: nn.Conv2d, weight: Tensor, bias: Tensor | None, n: int, m: int, options: dict) -> None:
-        self._set_geometry(like.in_channels, like.out_channels, like.kernel_size, like.stride, like.padding, like.dilation,
-                           getattr(like, "groups", 1), like.padding_mode)
+        self._set_geometry(like.in_channels, like.out_channels, like.kernel_size, like.stride, like.padding, like.dilation, like.groups,
+                           like.padding_mode)
         NMWeight.__init__(self, weight, bias, n, m, **options)
 
     @classmethod
@@ -92,9 +57,7 @@ class NMConv2d(_Geometry, NMWeight):
         Raises:
             ValueError: as the class. TypeError: a module that is no nn.Conv2d or computes something else.
         """
-        own = isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward
-        if not own or type(module)._conv_forward is not nn.Conv2d._conv_forward:
-            raise TypeError(f"{cls.__name__}.from_dense: expected an nn.Conv2d with its own forward, got {type(module).__name__}")
+        check_conv2d(f"{cls.__name__}.from_dense", module)
         made = cls.__new__(cls)
         made._begin(module, module.weight.clone(), None if module.bias is None else module.bias.clone(), n, m, options)
         return made.train(module.training)
@@ -164,8 +127,8 @@ class PackedNMConv2d(_Geometry, PackedNM):
     """
     backends = ("csr", "packed", "dense")
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: _Pair, n: int, m: int, values: Tensor, index: Tensor,
-                 bias: Tensor | None = None, *, stride: _Pair = 1, padding: _Pair | str = 0, dilation: _Pair = 1, groups: int = 1,
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: Pair, n: int, m: int, values: Tensor, index: Tensor,
+                 bias: Tensor | None = None, *, stride: Pair = 1, padding: Pair | str = 0, dilation: Pair = 1, groups: int = 1,
                  padding_mode: str = "zeros", backend: str = "packed"):
         self._set_geometry(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
         PackedNM.__init__(self, out_channels, self.kernel_size[0] * self.kernel_size[1] * in_channels, n, m, values, index, bias, backend)

@@ -1,14 +1,14 @@
 """What packed N:M layers share: a weight stored as what is kept of it and where, for inference."""
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsekern import ops
 from sparsekern.nn.choose import Choice, choose_backend
-from sparsekern.nn.nm_weight import NMWeight, as_matrix, check_groups, set_derived
+from sparsekern.nn.nm_weight import NMLayer, NMWeight, as_matrix, check_groups, set_derived
 from sparsekern.ops.nm_spmm import nm_columns
 
 
-class PackedNM(nn.Module):
+class PackedNM(NMLayer):
     """An N:M weight in packed form, for inference: nothing here is trained. Base of PackedNMLinear and PackedNMConv2d.
 
     `state_dict` holds `values`, `index` and, if there is one, `bias`. Gradients reach the input only.
@@ -22,7 +22,7 @@ class PackedNM(nn.Module):
     Raises:
         ValueError: sizes that disagree, positions beyond the group, twice in a group or out of order, an unknown backend.
     """
-    backends: tuple[str, ...] = ("packed", "dense")
+    backends = ("packed", "dense")
     inference_only = True
     values: Tensor
     index: Tensor
@@ -44,23 +44,6 @@ class PackedNM(nn.Module):
     def nnz(self) -> int:
         """Number of weights that are stored."""
         return self.values.numel()
-
-    @property
-    def sparsity(self) -> float:
-        """Fraction of zeros."""
-        return 1.0 - self.n / self.m
-
-    @property
-    def backend(self) -> str:
-        """One of `backends`; set it at any time. `choose` measures which is the quickest."""
-        return self._backend
-
-    @backend.setter
-    def backend(self, name: str) -> None:
-        if name not in self.backends:
-            raise ValueError(f"{type(self).__name__}: backend: expected one of {', '.join(self.backends)}, got {name!r}")
-        self._backend = name
-        self._derive()
 
     def choose(self, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Choice:
         """Measure every product on an input of `shape` and take the quickest; `choice` keeps the times and the reason."""

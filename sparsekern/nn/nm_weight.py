@@ -10,7 +10,31 @@ GRADIENTS, REFRESHES = ("straight_through", "sr_ste", "masked"), ("forward", "fi
 SR_STE_DECAY = 2e-4
 
 
-class NMWeight(nn.Module):
+class NMLayer(nn.Module):
+    """What every N:M layer has: n of every m, and a product chosen by name. A subclass derives in `_derive` what the product wants."""
+    backends: tuple[str, ...]
+    n: int
+    m: int
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros."""
+        return 1.0 - self.n / self.m
+
+    @property
+    def backend(self) -> str:
+        """One of `backends`; set it at any time. `choose_backend` measures which is the quickest."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, name: str) -> None:
+        if name not in self.backends:
+            raise ValueError(f"{type(self).__name__}: backend: expected one of {', '.join(self.backends)}, got {name!r}")
+        self._backend = name
+        self._derive()
+
+
+class NMWeight(NMLayer):
     """A module whose weight is dense but computes with n of every m neighbours along its dimension 1. Base of NMLinear and NMConv2d.
 
     Dimension 1 holds the input features or channels, so no group spans two taps of a kernel. `weight` and `bias` are the parameters.
@@ -74,23 +98,6 @@ class NMWeight(nn.Module):
     def nnz(self) -> int:
         """Number of kept weights."""
         return self.weight.numel() // self.m * self.n
-
-    @property
-    def sparsity(self) -> float:
-        """Fraction of zeros."""
-        return 1.0 - self.n / self.m
-
-    @property
-    def backend(self) -> str:
-        """ "dense" or "csr"; set it at any time."""
-        return self._backend
-
-    @backend.setter
-    def backend(self, name: str) -> None:
-        if name not in self.backends:
-            raise ValueError(f"{type(self).__name__}: backend: expected one of {', '.join(self.backends)}, got {name!r}")
-        self._backend = name
-        self._derive()
 
     @property
     def refresh(self) -> str:

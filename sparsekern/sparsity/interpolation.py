@@ -18,8 +18,8 @@ def interpolate(targets: Mapping[str, Tensor], load: Callable[[int], Reader], st
                 pool: Sequence[float] = POOL, known: Sequence[float] = (), note: Callable[[int, list[float]], None] | None = None) -> list[float]:
     """D = D_1; then for k = 2 to `stages`: D = alpha_k D + (1 - alpha_k) D_k, with the alpha_k of the pool that scores best.
 
-    Memory: the targets and two copies of them on their device, and one tensor of a stage at a time. The same bits whatever the number of
-    threads, and whether or not the call was interrupted.
+    Memory: the targets, one copy of them on their device, and one tensor of a stage at a time, read anew for each candidate. The same bits
+    whatever the number of threads, and whether or not the call was interrupted.
 
     Args:
         targets: what is merged, by name, written in place: weights and the norms' affine parameters. Integer tensors are left as they are.
@@ -39,20 +39,22 @@ def interpolate(targets: Mapping[str, Tensor], load: Callable[[int], Reader], st
     """
     targets = {name: target for name, target in targets.items() if target.is_floating_point()}
     _check(targets, stages, pool, known)
-    merged = _read(load(1), 1, targets, {name: torch.empty_like(target) for name, target in targets.items()})
-    other = {name: torch.empty_like(target) for name, target in targets.items()} if stages > 1 else {}
+    merged = {name: torch.empty_like(target) for name, target in targets.items()}
+    mix(merged, merged, _Fitting(load(1), 1, targets), 0.0)
     alphas: list[float] = []
     try:
         for k in range(2, stages + 1):
-            replayed = len(alphas) < len(known)
-            if not replayed or known[k - 2] < 1:
-                _read(load(k), k, targets, other)
-            if not replayed:
-                scores = [_scored(score, k, alpha, targets, merged, other) for alpha in pool]
-            alpha = float(known[k - 2]) if replayed else choose(pool, scores)
-            mix(merged, merged, other, alpha)
+            alpha, scores = (float(known[k - 2]), None) if len(alphas) < len(known) else (None, [])
+            stage = _Fitting(load(k), k, targets) if alpha != 1 else merged
+            if scores is not None:
+                for candidate in pool:
+                    mix(targets, merged, stage, candidate)
+                    scores.append(_number(score(k), k, candidate))
+                alpha = choose(pool, scores)
+            mix(targets, merged, stage, alpha)
+            mix(merged, targets, targets, 1.0)
             alphas.append(alpha)
-            if not replayed and note is not None:
+            if scores is not None and note is not None:
                 note(k, scores)
     finally:
         mix(targets, merged, merged, 1.0)
@@ -75,35 +77,34 @@ def barrier(pool: Sequence[float], scores: Sequence[float]) -> float:
 
 
 @torch.no_grad()
-def mix(out: Mapping[str, Tensor], a: Mapping[str, Tensor], b: Mapping[str, Tensor], alpha: float) -> None:
+def mix(out: Mapping[str, Tensor], a: Mapping[str, Tensor], b: Reader, alpha: float) -> None:
     """out = alpha a + (1 - alpha) b, tensor by tensor without a temporary; exactly a at alpha = 1 and b at 0. `out` may be `a` or `b`."""
     for name, target in out.items():
         if alpha in (0, 1):
             target.copy_(a[name] if alpha else b[name])             # not 0 * infinity
         else:
-            torch.lerp(a[name], b[name], 1 - alpha, out=target)
+            torch.lerp(a[name], b[name].to(target.device), 1 - alpha, out=target)
 
 
-def _scored(score: Callable[[int], float], k: int, alpha: float, targets, merged, other) -> float:
-    mix(targets, merged, other, alpha)
-    value = float(score(k))
-    if math.isnan(value):
+class _Fitting:
+    """A stage whose tensors are refused unless they are like the targets."""
+
+    def __init__(self, reader: Reader, k: int, targets: Mapping[str, Tensor]):
+        self.reader, self.k, self.targets = reader, k, targets
+
+    def __getitem__(self, name: str) -> Tensor:
+        value, target = self.reader[name], self.targets[name]
+        if value.shape != target.shape or value.dtype != target.dtype:
+            raise ValueError(f"interpolate: stage {self.k}: {name}: expected {target.dtype} {list(target.shape)}, got {value.dtype} "
+                             f"{list(value.shape)}; it is a stage of another model")
+        return value
+
+
+def _number(score: float, k: int, alpha: float) -> float:
+    if math.isnan(score):
         raise ValueError(f"interpolate: stage {k}, alpha {alpha}: the score is NaN; expected a number such as a sum of accuracies: look for NaN in "
                          f"the weights of stage {k} and in the hold-out images")
-    return value
-
-
-def _read(reader: Reader, k: int, targets: Mapping[str, Tensor], into: dict[str, Tensor]) -> dict[str, Tensor]:
-    for name, target in targets.items():
-        into[name].copy_(_fitting(reader[name], k, name, target))   # unnamed here, so that it is gone before the next one is read
-    return into
-
-
-def _fitting(value: Tensor, k: int, name: str, target: Tensor) -> Tensor:
-    if value.shape != target.shape or value.dtype != target.dtype:
-        raise ValueError(f"interpolate: stage {k}: {name}: expected {target.dtype} {list(target.shape)}, got {value.dtype} {list(value.shape)}; "
-                         f"it is a stage of another model")
-    return value
+    return float(score)
 
 
 def _check(targets: Mapping[str, Tensor], stages: int, pool: Sequence[float], known: Sequence[float]) -> None:

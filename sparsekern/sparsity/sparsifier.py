@@ -1,7 +1,7 @@
 """Sparsifier: masks over time, and one `step()` in place of `optimizer.step()`. It knows no algorithm.
 
 An algorithm is a subclass with a Config and a few hooks: `make_patterns`, `make_timeline`, `setup`, `event_due`, `wants_dense_grad`,
-`on_event`, `on_phase_end`, `correction`, `span`, `stage`, `extra_forward`, `extra_state`.
+`on_event`, `on_phase_end`, `correction`, `extra_state`; those of `LoopHooks` speak to a training loop.
 """
 import dataclasses
 from abc import ABC, abstractmethod
@@ -16,6 +16,7 @@ from sparsekern.nn.switchable_norm import HeldStatistics, NormBanks, find_norms
 from sparsekern.sparsity import state
 from sparsekern.sparsity.conflict_log import ConflictLog
 from sparsekern.sparsity.layers import Attached, Layer, find_layers
+from sparsekern.sparsity.loop_hooks import LoopHooks
 from sparsekern.sparsity.masks import MaskSet
 from sparsekern.sparsity.optim_state import check_owned, fused_sgd
 from sparsekern.sparsity.patterns import Pattern
@@ -40,7 +41,7 @@ class SparsifierConfig:
     seed: int = 0                       # of the random choices (the initial mask)
 
 
-class Sparsifier(ABC):
+class Sparsifier(LoopHooks, ABC):
     """Base of the algorithms.
 
     Args:
@@ -51,7 +52,6 @@ class Sparsifier(ABC):
     """
     Config = SparsifierConfig
     masked = True                       # False: the layers are only counted, no forward is changed
-    holdout = 0.0                       # share of the training images that a training loop sets aside for `finalize`
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, **fields):
         self.config = c = self.Config(**fields)
@@ -149,22 +149,6 @@ class Sparsifier(ABC):
 
     def correction(self, step: int) -> Correction | None:
         """How this step's gradient is compared with that of the step before."""
-        return None
-
-    # What an algorithm may tell a training loop. Such loops also ask for three attributes that not every algorithm has: `loss(model, x, y,
-    # criterion)` of a step, `use_directory(path)` for files of its own, `finalize(evaluate, batches, tick)` after the last step.
-
-    def span(self, step: int) -> tuple[int, int]:
-        """(first step, steps) of the stretch of the run over which the learning rate's schedule goes once."""
-        return 0, self.config.total_steps
-
-    def stage(self, step: int) -> str | None:
-        """What progress shows of where the run is, such as "stage 2/5"."""
-        return None
-
-    @property
-    def extra_forward(self) -> str | None:
-        """The mask of a forward pass without gradient that the step at hand makes besides its own (a teacher's), for the count of FLOPs."""
         return None
 
     def extra_state(self) -> dict:
@@ -368,6 +352,8 @@ class Sparsifier(ABC):
     @torch.no_grad()
     def _advance(self) -> None:
         moment = self.timeline.at(self.steps)
+        if self.span_ended is not None and self.steps + 1 == sum(self.span(self.steps)):
+            self.span_ended()
         if moment.last:
             version = self.masks.version
             self.on_phase_end(moment)

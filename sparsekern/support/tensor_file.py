@@ -36,6 +36,11 @@ def save_tensors(path: Path | str, format: str, tensors: Mapping[str, Tensor], m
     text = json.dumps({**meta, "strides": strides}, allow_nan=False)
     partial = path.with_name(f".{path.name}.partial")
     save_file(host, str(partial), metadata={"format": format, "meta": text, "sha256": digest_tensors(host, host.__getitem__, text)})
+    return commit(partial, path)
+
+
+def commit(partial: Path, path: Path) -> Path:
+    """Give a complete file its name, in the same directory, once all of it is on disk."""
     _flush(partial)
     os.replace(partial, path)                              # the commit point
     _flush(path.parent)
@@ -72,24 +77,37 @@ class TensorReader:
     """
 
     def __init__(self, path: Path | str, format: str, what: str):
-        self.path, self._format, self._what, self.digest = Path(path), format, what, None
-        with _opened(self.path) as file:
+        self.path = Path(path)
+        with _opened(self.path) as file:                   # which refuses a header that is not true of the file
             header = _header(file, self.path, format, what)
-            self.names = tuple(sorted(file.keys()))                       # noqa: SIM118  not a dict
+            kinds = {name: (tensor.shape, tensor.dtype) for name in sorted(file.keys()) for tensor in [file.get_tensor(name)]}    # noqa: SIM118
+            self._state = _state(os.stat(self.path))
+            with open(self.path, "rb") as raw:
+                begin = 8 + int.from_bytes(raw.read(8), "little")
+                table = json.loads(raw.read(begin - 8))
+        self._places = {name: (*kind, begin + table[name]["data_offsets"][0]) for name, kind in kinds.items()}
+        self.names = tuple(kinds)
         self.meta, self._strides = _checked(self.path, header, self.names, self._read)
         self.digest = header["sha256"]
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self.names:
+        if name not in self._places:
             raise TensorFileError(f"{self.path.name}: it holds no tensor {name!r}, but {', '.join(self.names[:3])}, ...")
         return _laid_out(self._read(name), self._strides.get(name))
 
     def _read(self, name: str) -> Tensor:
-        with _opened(self.path) as file:                   # anew each time: a mapping keeps the pages of all that was read through it
-            header = _header(file, self.path, self._format, self._what)
-            if self.digest not in (None, header.get("sha256")):
-                raise TensorFileError(f"{self.path.name}: it was replaced by another file while it was read")
-            return file.get_tensor(name)
+        shape, dtype, begin = self._places[name]
+        tensor = torch.empty(shape, dtype=dtype)
+        try:
+            with open(self.path, "rb") as raw:             # not a mapping, which would keep the pages of all that was read through it
+                raw.seek(begin)
+                read = raw.readinto(tensor.view(-1).view(torch.uint8).numpy())
+                same = _state(os.fstat(raw.fileno())) == self._state
+        except OSError as error:
+            raise TensorFileError(f"{self.path.name}: it cannot be read any more ({error})") from error
+        if not same or read != tensor.nbytes:
+            raise TensorFileError(f"{self.path.name}: it was replaced or changed while it was read")
+        return tensor
 
 
 def digest_tensors(names: Iterable[str], read: Callable[[str], Tensor], text: str) -> str:
@@ -112,6 +130,10 @@ def _opened(path: Path) -> Iterator:
             yield file
     except (SafetensorError, OSError) as error:
         raise TensorFileError(f"{path.name}: truncated or damaged ({error})") from error
+
+
+def _state(found: os.stat_result) -> tuple[int, int, int]:
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _header(file, path: Path, format: str, what: str) -> dict[str, str]:

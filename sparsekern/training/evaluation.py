@@ -8,8 +8,8 @@ from sparsekern.training.data import seed_of
 
 
 @torch.no_grad()
-def evaluate(run, name: str, images: Tensor, labels: Tensor) -> dict:
-    """Accuracy and mean loss of one sub-net of a `trainer.Run` on these images; may be interrupted between two batches."""
+def evaluate(run, name: str, images: Tensor, labels: Tensor, may_stop: bool = True) -> dict:
+    """Accuracy and mean loss of one sub-net of a `trainer.Run` on these images; may be interrupted between two batches (`may_stop`)."""
     model, size = run.model, run.config.eval_batch
     correct = torch.zeros((), dtype=torch.int64, device=run.device)
     total_loss = torch.zeros((), dtype=torch.float64, device=run.device)
@@ -22,16 +22,17 @@ def evaluate(run, name: str, images: Tensor, labels: Tensor) -> dict:
                     scores = model(run.inputs(some)).float()
                 total_loss += nn.functional.cross_entropy(scores, wanted, reduction="sum")
                 correct += (scores.argmax(1) == wanted).sum()
-                run.stop_if_asked()
+                if may_stop:
+                    run.stop_if_asked()
         finally:
             model.train(was_training)
     return {"accuracy": correct.item() / len(labels), "loss": total_loss.item() / len(labels)}
 
 
-def evaluate_all(run, names: list[str]) -> dict[str, dict]:
+def evaluate_all(run, names: list[str], may_stop: bool = True) -> dict[str, dict]:
     """On the test images."""
     data, sparsity = run.data, run.sparsifier.masks.sparsity
-    return {name: {**evaluate(run, name, data.test_images, data.test_labels), "sparsity": sparsity(name)} for name in names}
+    return {name: {**evaluate(run, name, data.test_images, data.test_labels, may_stop), "sparsity": sparsity(name)} for name in names}
 
 
 def finalize(run) -> None:

@@ -28,7 +28,7 @@ def _cards(report: dict) -> str:
     subnets = report["subnets"]
     nets = f"mean test accuracy of {len(subnets)} sub-nets" if len(subnets) > 1 else "test accuracy"
     entries = [(f"{report['mean_accuracy']:.2%}", nets),
-               (f"{report['prunable']:,}", "prunable weights"), (f"{report['training_flops']:.3g}", "training FLOPs"),
+               *_patterns(report), (f"{report['prunable']:,}", "prunable weights"), (f"{report['training_flops']:.3g}", "training FLOPs"),
                (f"{share:.2f}&times;", "of a dense run's FLOPs"), *_formula(report), (_duration(report["wall_seconds"]), "wall time")]
     if report.get("memory", {}).get("peak"):
         entries.append((f"{report['memory']['peak'] / 2**20:,.0f} MiB", "peak memory of the process" if report["device"]["type"] == "cpu"
@@ -52,6 +52,11 @@ def _slim(slim: dict | None) -> list[tuple[str, str]]:
     return [*entries, (f"{slim['parameters']:,}", f"parameters, {slim['file_bytes'] / 1e6:.2f} MB on disk")]
 
 
+def _patterns(report: dict) -> list[tuple[str, str]]:
+    means = report.get("pattern_accuracy") or {}
+    return [(f"{mean:.2%}", f"mean of {pattern} sub-nets") for pattern, mean in means.items()] if len(means) > 1 else []
+
+
 def _formula(report: dict) -> list[tuple[str, str]]:
     formula = (report["metrics"].get("training_flops") or {}).get("paper")
     dense = 3 * report["dense_forward_flops"]
@@ -59,13 +64,25 @@ def _formula(report: dict) -> list[tuple[str, str]]:
 
 
 def _table(subnets: list[dict]) -> str:
-    head = ("sub-net", "pattern", "target sparsity", "sparsity", "of all parameters", "nonzeros", "test accuracy", "test loss",
+    chosen = any("accuracy_before" in s for s in subnets)
+    before = ("of its own stage", "before the choice") if chosen else ()
+    head = ("sub-net", "pattern", "target sparsity", "sparsity", "of all parameters", "nonzeros", *before, "test accuracy", "test loss",
             "forward FLOPs")
     rows = [(text(s["name"]), text(s["pattern"]), percent(s["target_sparsity"]), percent(s["sparsity"], 4),
-             percent(s.get("sparsity_of_all_parameters")), f"{s['nnz']:,}", f"<b>{percent(s['accuracy'])}</b>",
+             percent(s.get("sparsity_of_all_parameters")), f"{s['nnz']:,}",
+             *((percent(s.get("accuracy_of_stage")), percent(s.get("accuracy_before"))) if chosen else ()), f"<b>{percent(s['accuracy'])}</b>",
              "-" if s["loss"] is None else f"{s['loss']:.4f}", f"{s['forward_flops']:.4g}") for s in subnets]
+    if chosen:
+        rows += _means(subnets)
     notes = "".join(f'<p class="note">{text(line)}</p>' for line in left_dense(subnets))
     return f'<section class="wide">{table(head, rows)}{notes}</section>'
+
+
+def _means(subnets: list[dict]) -> list[tuple[str, ...]]:
+    """A row per pattern with the mean accuracies of its sub-nets."""
+    keys = ("accuracy_of_stage", "accuracy_before", "accuracy")
+    means = [plots.pattern_accuracy(subnets, key) for key in keys]
+    return [("<i>mean</i>", text(pattern), *["-"] * 4, *(percent(mean.get(pattern)) for mean in means), "-", "-") for pattern in means[-1]]
 
 
 def _layers(report: dict) -> str:

@@ -1,26 +1,75 @@
 """The plots of a report: each takes the report and returns a matplotlib figure, or None if the run has nothing to show there."""
+import re
+
 from sparsekern.support.draw import COLORS, NEGATIVE, POSITIVE, canvas, percent_axis
+from sparsekern.training.progress import MANY
+
+
+def pattern_group(subnet: dict) -> str:
+    """What sub-nets of one kind have in common: "dense", "unstructured", "N:M" whatever the numbers, "channel"."""
+    if subnet["target_sparsity"] == 0:
+        return "dense"
+    return "N:M" if re.fullmatch(r"\d+:\d+", subnet["pattern"]) else subnet["pattern"]
+
+
+def pattern_accuracy(subnets: list[dict], key: str = "accuracy") -> dict[str, float]:
+    """{pattern: mean accuracy of its sub-nets}, in the order of the sub-nets; those without one do not count."""
+    groups: dict[str, list[float]] = {}
+    for subnet in subnets:
+        groups.setdefault(pattern_group(subnet), []).extend([subnet[key]] if subnet[key] is not None else [])
+    return {pattern: sum(values) / len(values) for pattern, values in groups.items() if values}
+
+
+def _styles(subnets: list[dict]) -> dict[str, dict]:
+    """How the line of every sub-net looks. A few have a colour each; many have that of their pattern, the sparser the paler, and one of each
+    pattern stands for it in the legend."""
+    names = [s["name"] for s in subnets]
+    if len(names) <= MANY:
+        return {name: {"color": COLORS[index % len(COLORS)], "label": name} for index, name in enumerate(names)}
+    groups: dict[str, list[str]] = {}
+    for subnet in sorted(subnets, key=lambda s: s["sparsity"]):
+        groups.setdefault(pattern_group(subnet), []).append(subnet["name"])
+    styles = {}
+    for color, (group, members) in zip(COLORS * len(groups), groups.items()):
+        for index, name in enumerate(members):
+            text = f"{group} ({len(members)}, the sparser the paler)" if len(members) > 1 else group
+            styles[name] = {"color": color, "alpha": 1 - 0.65 * index / max(1, len(members) - 1), "label": None if index else text}
+    return {name: styles[name] for name in names}
+
+
+def _legend(axis, subnets: list[dict], **options) -> None:
+    """Inside where there are few names, else beside the axes."""
+    beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "fontsize": 8} if len(subnets) > MANY else {}
+    axis.legend(**beside, **options)
+
+
+def _stage_marks(axis, history: list[dict]) -> None:
+    """A line where a stage ends."""
+    for row, following in zip(history, history[1:]):
+        if row.get("stage") != following.get("stage"):
+            axis.axvline(row["epoch"] + 0.5, color="#c9d2db", linewidth=0.8)
 
 
 def _lines(report: dict, pick, label: str, percent: bool):
     """One line per sub-net over the epochs; `pick(row, name)` gives the value or None."""
-    names = [s["name"] for s in report["subnets"]]
+    names, styles = [s["name"] for s in report["subnets"]], _styles(report["subnets"])
     series = {name: [(row["epoch"], pick(row, name)) for row in report["history"]] for name in names}
     series = {name: [point for point in points if point[1] is not None] for name, points in series.items()}
     if not any(series.values()):
         return None
-    with canvas(5.6, 3.2) as (figure, axes):
+    with canvas(5.6 if len(names) <= MANY else 7.2, 3.2) as (figure, axes):
         axis = axes[0, 0]
-        for index, (name, points) in enumerate(series.items()):
+        _stage_marks(axis, report["history"])
+        for name, points in series.items():
             epochs, values = zip(*points) if points else ((), ())
             marker = "o" if len(points) < 3 else None
-            axis.plot(epochs, values, color=COLORS[index % len(COLORS)], linewidth=1.6, marker=marker, label=name)
+            axis.plot(epochs, values, linewidth=1.6, marker=marker, **styles[name])
         axis.set_xlabel("epoch")
         axis.set_ylabel(label)
         axis.locator_params(axis="x", integer=True)
         if percent:
             percent_axis(axis.yaxis)
-        axis.legend(title="sub-net" if len(names) > 1 else None)
+        _legend(axis, report["subnets"], title="sub-net" if len(names) > 1 else None)
     return figure
 
 
@@ -124,10 +173,13 @@ def layers(report: dict):
     names = list(subnets[0]["layers"])
     with canvas(11.6, 3.6) as (figure, axes):
         axis = axes[0, 0]
-        for index, s in enumerate(subnets):
+        styles = _styles(subnets)
+        for s in subnets:
             kept = [s["layers"][name]["nnz"] / s["layers"][name]["numel"] for name in names]
-            axis.plot(range(len(names)), kept, color=COLORS[index % len(COLORS)], marker="o", markersize=4, linewidth=1.3,
-                      label=f"{s['name']} ({1 - s['sparsity']:.1%} kept overall)")
+            style = styles[s["name"]]
+            if len(subnets) <= MANY:
+                style["label"] = f"{s['name']} ({1 - s['sparsity']:.1%} kept overall)"
+            axis.plot(range(len(names)), kept, marker="o", markersize=4, linewidth=1.3, **style)
         axis.set_yscale("log")
         low, high = axis.get_ylim()
         ticks = [share for share in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if low / 1.5 <= share <= high * 1.5]
@@ -135,7 +187,7 @@ def layers(report: dict):
         axis.minorticks_off()
         axis.set_ylabel("sparsity of the layer")
         _layer_axis(axis, names)
-        axis.legend()
+        _legend(axis, subnets)
     return figure
 
 
@@ -196,10 +248,54 @@ def convergence(report: dict):
     return figure
 
 
+def stages(report: dict):
+    """Accuracy over sparsity, a line a pattern, at the end of the stage of each sub-net and after the merge."""
+    subnets = [s for s in report["subnets"] if s.get("accuracy_of_stage") is not None]
+    if not subnets:
+        return None
+    groups: dict[str, list[dict]] = {}
+    for subnet in sorted(subnets, key=lambda s: s["sparsity"]):
+        groups.setdefault(pattern_group(subnet), []).append(subnet)
+    with canvas(11.6, 3.6) as (figure, axes):
+        axis = axes[0, 0]
+        for color, (group, members) in zip(COLORS * len(groups), groups.items()):
+            places = [s["sparsity"] for s in members]
+            axis.plot(places, [s["accuracy_of_stage"] for s in members], color=color, marker="o", markersize=4, markerfacecolor="white",
+                      linewidth=1.1, linestyle="--", label=f"{group}, own stage")
+            axis.plot(places, [s["accuracy"] for s in members], color=color, marker="o", markersize=4, linewidth=1.6, label=f"{group}, in the end")
+        axis.set_xlabel("sparsity")
+        axis.set_ylabel("test accuracy")
+        percent_axis(axis.xaxis)
+        percent_axis(axis.yaxis)
+        axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8)
+    return figure
+
+
+def alphas(report: dict):
+    """Which share of the weights so far was kept when a stage was merged; 1 leaves the stage out."""
+    path = report["metrics"].get("alphas")
+    if not path:
+        return None
+    with canvas(5.6, 3.2) as (figure, axes):
+        axis = axes[0, 0]
+        axis.plot(range(2, len(path) + 2), path, color=COLORS[0], marker="o", markersize=5, linewidth=1.6, label="chosen")
+        even = [1 - 1 / k for k in range(2, len(path) + 2)]
+        axis.plot(range(2, len(path) + 2), even, color="#9aa6b2", linestyle=":", linewidth=1.3, label="plain average of the stages")
+        axis.set_xlabel("stage merged")
+        axis.set_ylabel("share of the weights before it")
+        axis.set_ylim(-0.02, 1.04)
+        axis.locator_params(axis="x", integer=True)
+        axis.legend()
+    return figure
+
+
 #: title, caption, full width, function
 PLOTS = (
     ("Accuracy", "Test accuracy of every sub-net.", False, accuracy),
     ("Training loss", "Mean loss of the mini-batches that trained each sub-net.", False, training_loss),
+    ("Stages", "Test accuracy of every sub-net with the weights that its own stage ended with, and with those that all share in the end.", True,
+     stages),
+    ("Merge of the stages", "How much of the weights merged so far is kept at each stage.", False, alphas),
     ("Conflicts between sub-nets", "Sign of the inner product of consecutive gradients, whole model, share per epoch.", True, conflicts),
     ("Non-overlap of the masks", "Positions that only one of two sub-nets has, per layer, beside the least their sparsities allow.", True,
      overlap),

@@ -5,7 +5,6 @@ anywhere goes on bit for bit.
 """
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import math
 import signal
@@ -24,7 +23,6 @@ from sparsekern.training import report as reports
 from sparsekern.training.checkpoint import (
     CheckpointError,
     check_model,
-    checkpoint_files,
     load_newest,
     load_optimizer,
     load_weights,
@@ -37,8 +35,7 @@ from sparsekern.training.data import Batches, hold_out, load_dataset, seed_of
 from sparsekern.training.evaluation import evaluate_all, finalize
 from sparsekern.training.learning_rate import describe_spans, find_spans, learning_rate
 from sparsekern.training.progress import MANY, make_progress
-
-STAGES = "stages"                          # in `out`: where an algorithm keeps files of its own
+from sparsekern.training.run_directory import STAGES, prepare_directory
 
 
 class Interrupted(Exception):
@@ -131,6 +128,10 @@ class Run:
         self.step = 0
         self.seconds = 0.0                 # of earlier starts of this run
         self.history: list[dict] = []
+        self.stages: list[dict] = []       # what the sub-nets of every finished stage were worth at its end
+        self.trained: list[str] = []       # the sub-nets that trained in the stage at hand
+        if len(self.spans) > 1:
+            self.sparsifier.span_ended = self._end_stage
         self.loss_sums = torch.zeros(len(self.subnets), dtype=torch.float64, device=device)
         self.loss_counts = [0] * len(self.subnets)
         self.signal: int | None = None
@@ -146,7 +147,8 @@ class Run:
             foreign = sorted((set(fields) | ({"sparsity"} if self.config.sparsity else set())) - known)
             if foreign:
                 raise ConfigError(f"{algorithm} has no setting {', '.join(foreign)}; it has {', '.join(sorted(known - {'total_steps'}))}")
-            fields = ({"seed": self.config.seed} if "seed" in known else {}) | fields
+            given = {"seed": self.config.seed, "shape": list(self.data.shape)}
+            fields = {name: value for name, value in given.items() if name in known} | fields
         if self.config.sparsity is not None:
             fields["sparsity"] = self.config.sparsity
         try:
@@ -177,7 +179,10 @@ class Run:
                         every = self.config.checkpoint_every
                         if every and self.step % every == 0 and self.step % self.per_epoch:
                             self.save()
-                    finalize(self)
+                    try:
+                        finalize(self)
+                    except ValueError as error:            # e.g. the file of a stage is damaged
+                        raise TrainingError(f"after the last step: {error}") from error
                 except Interrupted as stop:
                     path = self.save()
                     raise Interrupted(stop.code - 128, f"stopped after step {self.step} of {self.total}, saved {path}; go on with the same "
@@ -202,13 +207,14 @@ class Run:
         products = [self.forward_flops(name) for name in self.sparsifier.products]      # of the masks that this step used
         teacher = self.sparsifier.extra_forward
         extra = 0.0 if teacher is None else self.forward_flops(teacher)
+        position = self.subnets.index(subnet)
+        self.trained += [] if subnet in self.trained else [subnet]
         try:
             self.sparsifier.step(max_norm=self.config.max_norm)
         except ValueError as error:                        # e.g. NaN in a layer's weights when its mask is due
             raise TrainingError(f"step {self.step}: {error}") from error
         self.optimizer.zero_grad()
         self.flops.add(*products, extra=extra, samples=len(labels))
-        position = self.subnets.index(subnet)
         self.loss_sums[position] += loss.detach()
         self.loss_counts[position] += 1
         self.step += 1
@@ -225,6 +231,12 @@ class Run:
         sparsities = [self.sparsifier.masks.sparsity(name) for name in (self.subnets if len(self.subnets) <= MANY else [subnet])]
         return {"subnet": subnet, "loss": loss.item(), "accuracy": last, "sparsities": sparsities, "stage": self.sparsifier.stage(self.step - 1)}
 
+    def _end_stage(self) -> None:
+        """Called inside the last step of a stage, while its weights are still there; a signal has to wait."""
+        step = self.step + 1
+        self.stages.append({"stage": self.sparsifier.stage(self.step), "step": step, "subnets": evaluate_all(self, self.trained, may_stop=False)})
+        self.trained = []
+
     def _end_epoch(self) -> None:
         epoch = self.step // self.per_epoch
         sums = self.loss_sums.tolist()
@@ -232,14 +244,18 @@ class Run:
             raise TrainingError(f"the loss is not finite in epoch {epoch} (up to step {self.step}). "
                                 f"Lower --lr (now {self.config.lr:g}), add --warmup_epochs or set --max_norm")
         stage, over = self.sparsifier.stage(self.step - 1), self.step == self.total
-        due = epoch % self.config.eval_every == 0 or over or any(self.step - self.per_epoch < sum(span) <= self.step for span in self.spans)
-        names = [name for name, count in zip(self.subnets, self.loss_counts) if stage is None or over or count]    # those of the stage
+        if not over and self.stages and self.stages[-1]["step"] == self.step:
+            subnets = self.stages[-1]["subnets"]                # the next one may have begun with other weights
+        elif over or epoch % self.config.eval_every == 0:
+            subnets = evaluate_all(self, self.subnets if over or stage is None else self.trained)
+        else:
+            subnets = {}
         row = {
             "epoch": epoch, "step": self.step, "stage": stage, "lr": self._rate(self.step - 1),
             "train_loss": sum(sums) / max(1, sum(self.loss_counts)),
             "train_loss_by_subnet": {name: s / n if n else None for name, s, n in zip(self.subnets, sums, self.loss_counts)},
             "training_flops": self.flops.total,
-            "subnets": evaluate_all(self, names) if due else {},
+            "subnets": subnets,
             "sign_ratio": self.sparsifier.metrics().get("sign_ratio"),
             "seconds": self.elapsed(),
         }
@@ -277,7 +293,8 @@ class Run:
         tensors |= {f"sparsifier/{name}": value for name, value in state["tensors"].items()}
         tensors["trainer/loss_sums"] = self.loss_sums
         meta = {"step": self.step, "config": self.identity(), "optimizer": numbers, "sparsifier": state["meta"],
-                "history": self.history, "loss_counts": self.loss_counts, "flops": self.flops.state_dict(), "seconds": self.elapsed()}
+                "history": self.history, "stages": self.stages, "trained": self.trained, "loss_counts": self.loss_counts,
+                "flops": self.flops.state_dict(), "seconds": self.elapsed()}
         return save_checkpoint(self.checkpoints, tensors, reports.finite(meta))
 
     def identity(self) -> dict:
@@ -307,6 +324,7 @@ class Run:
             raise CheckpointError(f"the checkpoint of step {meta['step']} does not fit this run: {error}") from error
         self.loss_sums.copy_(tensors["trainer/loss_sums"])
         self.step, self.history, self.loss_counts = meta["step"], meta["history"], meta["loss_counts"]
+        self.stages, self.trained = meta.get("stages", []), meta.get("trained", [])
         self.flops.load_state_dict(meta["flops"])
         self.seconds = meta["seconds"]
         self.progress.say(f"resumed after step {self.step} of {self.total}")
@@ -355,22 +373,3 @@ def asked_holdout(config: TrainConfig, build: Callable | None) -> float:
     """The share of the training images to set aside: the setting, or what the algorithm asks for."""
     from sparsekern.algorithms import ALGORITHMS
     return getattr(build or ALGORITHMS.get(config.algorithm), "holdout", 0.0) if config.holdout is None else config.holdout
-
-
-def prepare_directory(config: TrainConfig) -> None:
-    """Make `out`, refuse one that holds another run, and clear ours from it with overwrite."""
-    if importlib.util.find_spec("safetensors") is None:
-        raise ConfigError("checkpoints need safetensors: pip install 'sparsekern[train]'")
-    out = Path(config.out)
-    held = [out / name for name in ("config.yaml", "report.json", "report.html") if (out / name).exists()]
-    held += checkpoint_files(out / "checkpoints") + sorted((out / STAGES).glob("*.safetensors*"))
-    if held and not (config.resume or config.overwrite):
-        raise ConfigError(f"out: {out} already holds a run ({held[0].name}); add --resume to go on with it, --overwrite to replace it, or "
-                          f"choose another --out")
-    if config.overwrite:
-        for path in held:
-            path.unlink()
-    try:
-        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out: cannot make {out}: {error}") from error

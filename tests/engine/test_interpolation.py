@@ -1,4 +1,4 @@
-"""Greedy interpolation: hand-worked optima, ties, restarts to the last bit, and no more than two further copies of the weights."""
+"""Greedy interpolation: hand-worked optima, ties, restarts to the last bit, and one further copy of the weights."""
 import math
 
 import pytest
@@ -226,7 +226,7 @@ def peak_rise(function):
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_three_copies_and_one_tensor(tmp_path, on_disk):
+def test_two_copies_and_one_tensor(tmp_path, on_disk):
     shapes = [(64, 32, 3, 3), (50, 400), (128,), (20000,)]
     store = StageStore(tmp_path if on_disk else None)
     for k in range(1, 6):
@@ -234,8 +234,8 @@ def test_three_copies_and_one_tensor(tmp_path, on_disk):
     targets = {str(i): torch.empty(shape) for i, shape in enumerate(shapes)}
     sizes = [4 * value.numel() for value in targets.values()]
     rise = peak_rise(lambda: interpolate(targets, lambda k: store.open(str(k)), 5, lambda k: -float(targets["2"][0]) ** 2))
-    read = (tmp_path / "1.safetensors").stat().st_size if on_disk else max(sizes)   # a mapped file counts whole, whatever is read of it
-    assert 2 * sum(sizes) <= rise <= 2 * sum(sizes) + read + 4096                   # beside the targets: D, D_k and what is being read
+    read = (tmp_path / "1.safetensors").stat().st_size if on_disk else max(sizes)   # a file is mapped for its header, and counts whole
+    assert sum(sizes) <= rise <= sum(sizes) + read + 4096                           # beside the targets: D and what is being read
 
 
 def test_barrier_along_the_path():

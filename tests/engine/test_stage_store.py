@@ -136,14 +136,29 @@ def test_strides_that_would_cost_more_than_the_file_are_refused(tmp_path, stride
         StageStore(tmp_path).open("s")
 
 
-def test_a_file_replaced_while_it_is_read_is_refused(tmp_path):
+@pytest.mark.parametrize("change, words", [
+    (lambda store, path: store.put("s", tensors(1)), "replaced or changed while it was read"),
+    (lambda store, path: path.unlink(), "cannot be read any more"),
+    (lambda store, path: write(path, lambda raw: raw[:-1]), "replaced or changed"),
+])
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, change, words):
     store = StageStore(tmp_path)
     store.put("s", tensors())
     reader = store.open("s")
-    reader["conv"]
-    store.put("s", tensors(1))
-    with pytest.raises(ValueError, match="s.safetensors: it was replaced by another file"):
-        reader["conv"]
+    assert torch.equal(reader["half"], tensors()["half"])
+    change(store, tmp_path / "s.safetensors")
+    with pytest.raises(ValueError, match=f"s.safetensors: it {'was ' * ('changed' in words)}{words}"):
+        reader["half"]
+
+
+def test_a_file_is_read_one_tensor_at_a_time(tmp_path):
+    store = StageStore(tmp_path)
+    store.put("s", {str(i): torch.randn(500 + i) for i in range(40)})
+    reader = store.open("s")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        got = [reader[name].sum() for name in reader.names]
+    pieces = [event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    assert len(got) == 40 and max(pieces) < 4 * 540 + 64
 
 
 def test_a_crash_while_writing_leaves_the_former_stage(tmp_path, monkeypatch):
