@@ -47,7 +47,7 @@ def test_the_default_gives_24_nets_on_the_papers_ladders():
 @pytest.mark.filterwarnings("ignore:left dense")
 @pytest.mark.parametrize("stages, n, wanted", [(10, 3, [2, 5, 8]), (3, 3, [1, 2, 3]), (5, 2, [2, 4]), (4, 3, [2, 3, 4]), (1, 1, [1]), (2, 1, [2])])
 def test_default_stages_of_nm_nets(stages, n, wanted):
-    _, _, s = make(stages=stages, nm="1:2,2:4,4:8".split(",")[:n], nm_stages=None, stage_steps=6, total_steps=100)
+    _, _, s = make(stages=stages, nm=["1:2", "2:4", "4:8"][:n], nm_stages=None, stage_steps=6, total_steps=100)
     assert s.config.nm_stages == wanted
 
 
