@@ -9,8 +9,10 @@ from cocktail_runs import SHAPE, Block, banks, inputs, judge, make, numbers, tra
 from dynamic_runs import assert_same_state
 from torch.nn import functional as F
 
+from sparsekern.sparsity.channel_groups import find_channel_groups
 from sparsekern.sparsity.interpolation import POOL
-from sparsekern.sparsity.slim import recalibrate
+from sparsekern.sparsity.patterns import kept
+from sparsekern.sparsity.slim import recalibrate, slim
 from sparsekern.testing import toy_batch
 
 
@@ -262,3 +264,16 @@ def test_a_run_learns_without_the_trainer_and_under_a_scaler():
 
 def test_the_shape_of_one_input_is_a_setting():
     assert make()[2].config.shape == SHAPE and len(make(shape=None)[2].channels.masks.groups) == 3       # the net takes any size
+
+
+def test_removing_the_coupled_channels_changes_nothing(over):
+    net, _, s = again(over)
+    s.finalize(judge(net, s), inputs())
+    x = toy_batch(5, 16)[0]
+    plain = s.remove("c3").eval()
+    groups = find_channel_groups(plain, x)
+    keep = {group.name: ~(plain.get_submodule(group.name).weight.flatten(1) == 0).all(1) for group in groups if not group.fixed}
+    small = slim(plain, groups, keep)
+    assert (small.conv1.out_channels, small.skip.out_channels, small.last.out_channels) == tuple(kept(n, 1 - 0.9 ** 3) for n in (12, 16, 10))
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), plain(x))
