@@ -238,7 +238,7 @@ class PatternSet:
         self.layers = tuple(layer.name for layer in layers)
         self.numels = [math.prod(layer.shape) for layer in layers]
         self.numel = sum(self.numels)
-        self.counted = [True] * len(layers)
+        self.counted = [True] * len(self.numels)
         self.version = 0
         self.names: tuple[str, ...] = ()
 
