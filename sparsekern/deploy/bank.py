@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern import ops
+from sparsekern.deploy import bank_figures
 from sparsekern.deploy.bank_active import Active, active_on, check_model, densify, load_shared, refuse_taken
 from sparsekern.deploy.bank_file import FORMAT, SCHEMA, BankError, Parts, architecture, check_facts, check_meta, csr_layers, sibling, sparsity
 from sparsekern.deploy.bank_masks import chains, elements, packed_words, planes
@@ -283,6 +284,13 @@ class SubnetBank:
         net, net.deployment = compact(plain, self.bool_masks(name), self._parts.subnets[self._known(name)]["pattern"], example, device=device,
                                       fold=fold, **options)
         return net
+
+    def fit(self, latency_ms: float | None = None, memory_mb: float | None = None) -> str:
+        """Name of the most accurate sub-net that keeps the limits, by what `sparsekern report` measured of this file on this machine.
+
+        Args and errors: those of `bank_figures.fit`.
+        """
+        return bank_figures.fit(self, latency_ms, memory_mb)
 
     def _build(self) -> nn.Module:
         named = self.meta["model"]

@@ -39,6 +39,21 @@ def test_deploy_takes_the_shape_from_the_bank(tmp_path):
         SubnetBank.from_sparsifier(sparsifier).deploy("0.8", model=bank.model())
 
 
+def test_the_report_of_a_bank_and_what_fits(tmp_path):
+    from sparsekern.deploy.bank_report import report_bank
+    _, sparsifier = trained("ast-gc", tmp_path, build_model("small_cnn", classes=4, shape=(3, 8, 8)))
+    bank = SubnetBank.from_sparsifier(sparsifier, model={"name": "small_cnn", "classes": 4, "shape": [3, 8, 8]},
+                                      accuracy={"0.5": 0.7, "0.8": 0.9, "0.9": 0.6})
+    with pytest.raises(ValueError, match="save it"):
+        bank.fit(latency_ms=1)
+    path = bank.save(tmp_path / "b.safetensors")
+    report = report_bank(path, batch=2, rounds=1, progress="none")
+    assert [(row["name"], row["nnz"]) for row in report["subnets"]] == [(name, bank.subnet(name).nnz) for name in bank.names()]
+    assert SubnetBank.load(path).fit(latency_ms=1e6) == bank.fit(memory_mb=1e6) == "0.8"
+    with pytest.raises(ValueError, match="no sub-net measured keeps 1e-09 ms"):
+        bank.fit(latency_ms=1e-9)
+
+
 def small(out, algorithm, **options):
     options = {"sparsity": (0.5, 0.9)} | options if algorithm == "ast-gc" else options
     sparsity = options.pop("sparsity", None)
@@ -79,7 +94,7 @@ def test_a_channel_run_writes_its_bank_before_it_is_slimmed(tmp_path):
     bank = SubnetBank.load(tmp_path / "run" / FILE)
     subnet = bank.subnet(bank.names()[0])
     assert subnet.pattern == "channel" and subnet.target is None and subnet.sparsity == report["subnets"][0]["sparsity"] > 0
-    deployed = bank.deploy(subnet.name, batch=4, rounds=1)
+    deployed = bank.deploy(subnet.name, batch=4, rounds=1, prefer="memory")
     assert sum(parameter.numel() for parameter in deployed.parameters()) <= report["slim"]["parameters"]
 
 
