@@ -47,6 +47,8 @@ def _deploy(given) -> int:
         raise ValueError(f"backend: ONNX has dense layers only, got {given.backend}")
     if given.out is not None and not given.list:
         _check_out(Path(given.out), given.overwrite)
+    if not Path(given.bank).is_file():
+        raise ValueError(f"{given.bank} is no file; the bank of a run is RUN_DIR/bank.safetensors")
     bank = SubnetBank.load(given.bank)
     if given.list:
         print(bank.describe())

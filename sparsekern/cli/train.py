@@ -3,6 +3,8 @@ import dataclasses
 import inspect
 import re
 import sys
+import typing
+from collections.abc import Sequence
 
 from sparsekern.cli.usage import UsageError, algorithms, usage
 
@@ -70,7 +72,7 @@ def _parse_train(algorithm: str, arguments: list[str]) -> dict | None:
         _add(parser, name, _shares if name in ("sparsity", "milestones") else field.type, default, described.get(name, ""))
     described = field_help(_algorithm_class(algorithm))
     for name, field in _algorithm_fields(algorithm).items():
-        _add(parser, name, _as_given if name == "nm" else field.type, _default(field), f"{algorithm}: {described.get(name, '')}")
+        _add(parser, name, _as_given if name == "nm" else _numbers(field.type), _default(field), f"{algorithm}: {described.get(name, '')}")
     try:
         values = parser.parse_args(arguments)
     except SystemExit as done:                             # --help and --print_config print and leave
@@ -95,6 +97,28 @@ def _shares(value) -> tuple[float, ...]:
         return (float(value),)
     parts = value.strip("[]() ").split(",") if isinstance(value, str) else value
     return tuple(float(part) for part in parts)
+
+
+def _numbers(kind):
+    """What reads 2,5,8 where a setting takes several numbers; other types as they are."""
+    takes = typing.get_args(kind)
+    if Sequence[int] in takes:
+        return _counts
+    return _share_or_shares if Sequence[float] in takes else kind
+
+
+def _counts(value) -> tuple[int, ...]:
+    """2,5,8 on the command line; a number, a list or such a text in YAML."""
+    parts = value.strip("[]() ").split(",") if isinstance(value, str) else [value] if isinstance(value, int | float) else value
+    if any(isinstance(part, float) and part != int(part) for part in parts):
+        raise ValueError(f"expected whole numbers, got {value}")
+    return tuple(int(part) for part in parts)
+
+
+def _share_or_shares(value) -> float | tuple[float, ...]:
+    """One number stays one."""
+    found = _shares(value)
+    return found if len(found) > 1 or isinstance(value, list | tuple) else found[0]
 
 
 def _as_given(value):

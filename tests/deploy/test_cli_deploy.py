@@ -6,13 +6,14 @@ import torch
 
 from sparsekern.cli import main
 from sparsekern.deploy import SubnetBank, load_deployed
+from sparsekern.nn import PackedNM, SparseWeight
 
 QUICK = ["--threads", "1", "--batch", "8"]
 REPORT = [*QUICK, "--rounds", "2", "--progress", "none"]
 
 
-def train(out, *settings):
-    assert main(["train", *settings, "--subset", "96", "--batch-size", "16", "--epochs", "1", "--threads", "1", "--device", "cpu",
+def train(out, *settings, epochs=1):
+    assert main(["train", *settings, "--subset", "96", "--batch-size", "16", "--epochs", str(epochs), "--threads", "1", "--device", "cpu",
                  "--progress", "none", "--out", str(out)]) == 0
 
 
@@ -25,7 +26,9 @@ def runs(tmp_path_factory):
         train(out / "ast-gc", "ast-gc", "--model", "small_cnn", "--sparsity", "0,0.8,0.95")
         train(out / "nm", "ast-gc", "--model", "mlp:32", "--pattern", "nm", "--nm", "1:4,2:4")
         train(out / "gse", "gse", "--model", "mlp:32,16", "--sparsity", "0.9")
-    return {name: out / name / "bank.safetensors" for name in ("ast-gc", "nm", "gse")}
+        train(out / "cocktail", "sparse-cocktail", "--model", "small_cnn", "--stages", "2", "--nm", "2:4", "--nm-stages", "2",
+              "--channel-rate", "0.4", "--holdout", "0.2", epochs=6)
+    return {name: out / name / "bank.safetensors" for name in ("ast-gc", "nm", "gse", "cocktail")}
 
 
 def images(bank, count=5):
@@ -51,7 +54,7 @@ def test_training_writes_the_bank(tmp_path, capsys, monkeypatch):
     assert bank.meta["model"] == {"name": "mlp:8", "classes": 10, "shape": [1, 8, 8]} and bank.meta["algorithm"] == "ast-gc"
 
 
-@pytest.mark.parametrize("run", ["ast-gc", "nm", "gse"])
+@pytest.mark.parametrize("run", ["ast-gc", "nm", "gse", "cocktail"])
 @pytest.mark.parametrize("options", [[], ["--fold", "--prefer", "memory"], ["--backend", "csr"], ["--backend", "packed"]])
 def test_every_subnet_deployed_and_loaded_is_the_same(runs, tmp_path, capsys, run, options):
     bank = SubnetBank.load(runs[run])
@@ -64,6 +67,8 @@ def test_every_subnet_deployed_and_loaded_is_the_same(runs, tmp_path, capsys, ru
         loaded = load_deployed(out)
         assert_same(loaded, bank, name)
         assert loaded.deployment["batch"] == 8 and loaded.deployment["layers"]
+        kind = {("csr", "unstructured"): SparseWeight, ("packed", "2:4"): PackedNM}.get((options[-1] if options else "", bank.subnet(name).pattern))
+        assert kind is None or any(isinstance(layer, kind) for layer in loaded.modules())
 
 
 @pytest.mark.parametrize("run, name", [("ast-gc", "net.onnx"), ("nm", "net.onnx"), ("ast-gc", "net.pt2"), ("nm", "net.pt2")])
@@ -82,6 +87,20 @@ def test_other_formats_go_by_the_name_of_the_file(runs, tmp_path, capfd, run, na
         assert_same(torch.export.load(out).module(), bank, subnet)
         assert " MB, torch-export" in said
     assert errors == "" and [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_a_slimmed_subnet_goes_to_onnx_without_its_channels(runs, tmp_path, capfd):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    bank, sizes = SubnetBank.load(runs["cocktail"]), {}
+    assert [bank.subnet(name).pattern for name in bank.names()] == ["dense", "unstructured", "unstructured", "channel", "channel", "2:4"]
+    for name in ("dense", "c2"):
+        out = tmp_path / f"{name}.onnx"
+        assert main(["deploy", str(runs["cocktail"]), "--subnet", name, *QUICK, "--fold", "--out", str(out)]) == 0
+        session = onnxruntime.InferenceSession(str(out))
+        assert_same(lambda given, session=session: torch.from_numpy(session.run(None, {"images": given.numpy()})[0]), bank, name)
+        sizes[name] = out.stat().st_size
+    assert sizes["c2"] < 0.55 * sizes["dense"] and "cut to " in capfd.readouterr().out    # 0.36 of the channels on both sides of a layer
 
 
 def test_list_and_table_only(runs, tmp_path, capsys, monkeypatch):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import yaml
 from sparsekern import doctor as doctor_module
 from sparsekern import ops
 from sparsekern.cli import main
-from sparsekern.cli.train import _parse_train, field_help
+from sparsekern.cli.train import _numbers, _parse_train, field_help
 from sparsekern.training import TrainConfig
 
 TINY = ["--model", "mlp:8", "--subset", "64", "--batch-size", "16", "--epochs", "2", "--threads", "1", "--device", "cpu",
@@ -66,6 +67,22 @@ def test_settings_of_an_algorithm_are_not_hidden_by_those_of_the_run(tmp_path, c
     assert "RigL ranks the gradient of every connection" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind, given, wanted", [
+    (Sequence[int] | None, "2,5,8", (2, 5, 8)), (Sequence[int] | None, 2, (2,)), (Sequence[int] | None, [2, 5], (2, 5)),
+    (float | Sequence[float], "0.2", 0.2), (float | Sequence[float], 0.2, 0.2), (float | Sequence[float], "0.2,0.3", (0.2, 0.3)),
+    (float | Sequence[float], [0.2], (0.2,)), (float | Sequence[float], "1e-1,1", (0.1, 1.0))])
+def test_settings_of_several_numbers(kind, given, wanted):
+    assert _numbers(kind)(given) == wanted and type(_numbers(kind)(given)) is type(wanted)
+    assert _numbers(int | None) == int | None and _numbers(bool) is bool
+
+
+@pytest.mark.parametrize("kind, given", [(Sequence[int] | None, "2,x"), (Sequence[int] | None, [1.5]), (Sequence[int] | None, "1.5"),
+                                         (float | Sequence[float], "a,b")])
+def test_other_texts_are_no_numbers(kind, given):
+    with pytest.raises(ValueError, match="."):
+        _numbers(kind)(given)
+
+
 def test_the_demo_settings_are_valid():
     values = _parse_train("ast-gc", ["--config", "examples/demo.yaml"])
     assert values["sparsity"] == (0.8, 0.9, 0.95) and values["data"] == "digits"
@@ -102,7 +119,7 @@ def test_print_config(capsys):
     (["deploy", "b", "--subnet", "s", "--format", "tflite"], "invalid choice: 'tflite'"),
     (["deploy", "b", "--subnet", "s", "--out", "missing/net.onnx"], "out: expected a file in a directory that exists, got missing/net.onnx"),
     (["deploy", "b", "--subnet", "s", "--backend", "csr", "--out", "net.onnx"], "backend: ONNX has dense layers only, got csr"),
-    (["deploy", "b", "--subnet", "s", "--threads", "0"], "threads: expected at least 1, got 0"), (["deploy", "b", "--list"], "deploy: b: "),
+    (["deploy", "b", "--subnet", "s", "--threads", "0"], "threads: expected at least 1, got 0"), (["deploy", "b", "--list"], "deploy: b is no file"),
     (["doctor", "--fast"], "takes no arguments"),
 ])
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, command, words):
