@@ -67,8 +67,11 @@ def describe(slim: dict) -> str:
 def load_slim(model: nn.Module, path: Path | str) -> nn.Module:
     """Give a whole model the channels and the weights of a slimmed one that was saved; the model is changed and returned.
 
+    Args:
+        model: of Linear, Conv2d and batch norm layers, as wide as before the run. Device and dtypes stay; each tensor is cut to the file's shape.
+        path: `slim.safetensors` of a run, or any state_dict of `Sparsifier.slim()` saved by safetensors.
     Raises:
-        ValueError: a file that cannot be read, or of another model.
+        ValueError: a file that cannot be read, or of another model (up to four entries are named); the model is as it was then.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
