@@ -1,10 +1,10 @@
 """sparsekern: sparse neural network training that is really faster and really sparse."""
 from sparsekern import nn, ops
 from sparsekern._version import __version__
-from sparsekern.algorithms import AST_GC, GSE, HALP, IEE, SET, RigL, Static
+from sparsekern.algorithms import AST_GC, GSE, HALP, IEE, SET, RigL, SparseCocktail, Static
 from sparsekern.sparsity import pack_nm, sparsify, sparsify_nm
 
-__all__ = ["AST_GC", "GSE", "HALP", "IEE", "RigL", "SET", "Static", "SubnetBank", "__version__", "nn", "ops", "pack_nm",
+__all__ = ["AST_GC", "GSE", "HALP", "IEE", "RigL", "SET", "SparseCocktail", "Static", "SubnetBank", "__version__", "nn", "ops", "pack_nm",
            "sparsify", "sparsify_nm"]
 
 

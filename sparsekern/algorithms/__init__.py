@@ -10,13 +10,14 @@ from sparsekern.algorithms.iee import IEE
 from sparsekern.algorithms.magnitude import Magnitude
 from sparsekern.algorithms.rigl import RigL
 from sparsekern.algorithms.set import SET
+from sparsekern.algorithms.sparse_cocktail import SparseCocktail
 from sparsekern.algorithms.static import Static
 from sparsekern.sparsity.sparsifier import Sparsifier
 
 ALGORITHMS: dict[str, type[Sparsifier]] = {"ast-gc": AST_GC, "dense": Dense, "magnitude": Magnitude, "static": Static, "set": SET, "rigl": RigL,
-                                          "gse": GSE, "iee": IEE, "halp": HALP}
+                                          "gse": GSE, "iee": IEE, "halp": HALP, "sparse-cocktail": SparseCocktail}
 
-__all__ = ["ALGORITHMS", "AST_GC", "GSE", "HALP", "IEE", "Dense", "Magnitude", "RigL", "SET", "Static", "build"]
+__all__ = ["ALGORITHMS", "AST_GC", "GSE", "HALP", "IEE", "Dense", "Magnitude", "RigL", "SET", "SparseCocktail", "Static", "build"]
 
 
 def build(name: str, model: nn.Module, optimizer: torch.optim.Optimizer, **fields) -> Sparsifier:

@@ -1,15 +1,15 @@
-"""The command line: sparsekern train | report | latency-table | doctor. Mistakes come out as one line and exit code 2."""
+"""The command line: sparsekern train | report | deploy | latency-table | doctor. Mistakes come out as one line and exit code 2."""
 import sys
 from collections.abc import Sequence
 
-from sparsekern.cli import latency_table, report, train
+from sparsekern.cli import deploy, latency_table, report, train
 from sparsekern.cli.usage import UsageError, usage
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0 done, 1 the doctor found a fault, 2 a mistake, 130 or 143 interrupted)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands = {"train": train.run, "report": report.run, "latency-table": latency_table.run, "doctor": _doctor}
+    commands = {"train": train.run, "report": report.run, "deploy": deploy.run, "latency-table": latency_table.run, "doctor": _doctor}
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage(), end="")
         return 0 if arguments else 2
@@ -25,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as stop:
         print(f"sparsekern: {stop}", file=sys.stderr)
         return stop.code
+    except KeyboardInterrupt:
+        print("sparsekern: stopped", file=sys.stderr)
+        return 130
     except (UsageError, CheckpointError, ConfigError, DataError, TrainingError) as error:
         print(f"sparsekern: error: {error}", file=sys.stderr)
         return 2

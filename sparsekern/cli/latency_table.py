@@ -1,7 +1,7 @@
 """sparsekern latency-table: what every layer of a model costs on this machine at every width."""
 import sys
 
-from sparsekern.cli.usage import Parser, UsageError
+from sparsekern.cli.usage import Parser, running
 
 
 def run(arguments: list[str]) -> int:
@@ -35,27 +35,20 @@ def _measure(given) -> int:
     from sparsekern.deploy import measure_latency_table
     from sparsekern.support.models import build_model
     shapes = {"digits": ((1, 8, 8), 10), "cifar10": ((3, 32, 32), 10), "cifar100": ((3, 32, 32), 100)}
-    threads = torch.get_num_threads()
     try:
-        if given.data is not None and given.data not in shapes:
-            raise ValueError(f"data: expected one of {', '.join(shapes)}, got {given.data!r}")
-        if given.threads is not None and given.threads < 1:
-            raise ValueError(f"threads: expected at least 1, got {given.threads}")
-        shape, classes = shapes[given.data] if given.data else (_shape(given.shape), given.classes)
-        if given.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError("device: torch finds no CUDA device; use --device cpu")
-        torch.set_num_threads(given.threads or threads)
-        model = build_model(given.model, classes=classes, shape=shape)
-        model.to(given.device, memory_format=torch.channels_last if given.channels_last else torch.contiguous_format)
-        names = ("device", "step", "points", "repeats", "rounds", "max_rounds", "spread", "resume", "overwrite", "progress", "backend")
-        table = measure_latency_table(model, shape, given.batch, given.out, **{name: getattr(given, name) for name in names})
-    except (ValueError, RuntimeError, OSError) as error:
-        raise UsageError(f"latency-table: {str(error).splitlines()[0]}") from error
+        with running("latency-table", given.threads):
+            if given.data is not None and given.data not in shapes:
+                raise ValueError(f"data: expected one of {', '.join(shapes)}, got {given.data!r}")
+            shape, classes = shapes[given.data] if given.data else (_shape(given.shape), given.classes)
+            if given.device.startswith("cuda") and not torch.cuda.is_available():
+                raise ValueError("device: torch finds no CUDA device; use --device cpu")
+            model = build_model(given.model, classes=classes, shape=shape)
+            model.to(given.device, memory_format=torch.channels_last if given.channels_last else torch.contiguous_format)
+            names = ("device", "step", "points", "repeats", "rounds", "max_rounds", "spread", "resume", "overwrite", "progress", "backend")
+            table = measure_latency_table(model, shape, given.batch, given.out, **{name: getattr(given, name) for name in names})
     except KeyboardInterrupt:
         print("sparsekern: stopped; go on with the same command and --resume", file=sys.stderr)
         return 130
-    finally:
-        torch.set_num_threads(threads)
     known = table.measured
     print(f"{given.model}, batch {given.batch}: {table.full_ms:.2f} ms, smallest net {table.smallest_ms:.2f} ms; {known['rounds']} rounds of "
           f"{known['nets']} nets" + ("" if known["spread"] is None else f", known to {known['spread']:.1%}"))

@@ -2,12 +2,14 @@
 import dataclasses
 import inspect
 import re
+import sys
 
 from sparsekern.cli.usage import UsageError, algorithms, usage
 
 
 def run(arguments: list[str]) -> int:
-    from sparsekern.deploy.channel_report import channel_report, describe
+    from sparsekern.deploy.bank_of_run import describe as describe_bank
+    from sparsekern.deploy.channel_report import describe as describe_slim
     from sparsekern.training import TrainConfig, train
     from sparsekern.training.progress import clock, left_dense, table
     if not arguments or arguments[0].startswith("-"):
@@ -23,15 +25,27 @@ def run(arguments: list[str]) -> int:
         return 0
     options = {name: values.pop(name) for name in _algorithm_fields(algorithm)}
     config = TrainConfig(**values, options={name: value for name, value in options.items() if value is not None})
-    report = train(config, on_end=channel_report)
+    report = train(config, on_end=_at_end)
     print("\n".join([table(report["subnets"]), *left_dense(report["subnets"])]))
-    if "slim" in report:
-        print(describe(report["slim"]))
+    for part, described in (("slim", describe_slim), ("bank", describe_bank)):
+        if part in report:
+            print(described(report[part]))
     share = report["training_flops"] / report["dense_training_flops"]
     print(f"{report['steps']} steps in {clock(report['wall_seconds'])} on {report['device']['name']}; training FLOPs "
           f"{report['training_flops']:.3g}, {share:.2f} of a dense run")
     print(f"wrote {config.out}/report.json and {config.out}/report.html")
     return 0
+
+
+def _at_end(run) -> dict:
+    """The bank first: the channel report takes the sparsifier off."""
+    from sparsekern.deploy import BankError, channel_report, write_bank
+    try:
+        bank = write_bank(run)
+    except BankError as error:                             # the run's own report is worth more than its bank
+        print(f"sparsekern: no bank was written: {error}", file=sys.stderr)
+        bank = {}
+    return bank | channel_report(run)
 
 
 def _parse_train(algorithm: str, arguments: list[str]) -> dict | None:

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern import ops
+from sparsekern.deploy import bank_figures
 from sparsekern.deploy.bank_active import Active, active_on, check_model, densify, load_shared, refuse_taken
 from sparsekern.deploy.bank_file import FORMAT, SCHEMA, BankError, Parts, architecture, check_facts, check_meta, csr_layers, sibling, sparsity
 from sparsekern.deploy.bank_masks import chains, elements, packed_words, planes
+from sparsekern.deploy.compact import compact
 from sparsekern.sparsity.layers import refuse_attached
 from sparsekern.sparsity.patterns import Unstructured
 from sparsekern.support.models import build_model
@@ -260,6 +262,35 @@ class SubnetBank:
             if words is not None:
                 own[key].masked_fill_(~ops.unpack_mask(words, own[key].shape).to(own[key].device), 0)
         return made.eval()
+
+    def deploy(self, name: str, device: torch.device | str = "cpu", batch: int = 128, *, model: nn.Module | None = None,
+               example: Tensor | None = None, fold: bool = False, **options) -> nn.Module:
+        """The sub-net as a plain module that is really smaller or faster on `device`; its attribute `deployment` says layer by layer why.
+
+        Args:
+            batch: images at a time, for which layers are measured.
+            model: as in `plain`. example: inputs to measure with, where the bank does not know the shape of an image, or in place of `batch`.
+            fold, options: as in `compact`.
+        Raises:
+            BankError: as `plain`; no example for a bank that names no model. ValueError: what `compact` refuses.
+        """
+        plain = self.plain(name, model)
+        if example is None:
+            if self.meta["model"] is None:
+                raise BankError("this bank does not say how large an image is; pass example=, a batch of inputs")
+            if type(batch) is not int or batch < 1:
+                raise BankError(f"batch: expected at least 1 image, got {batch!r}")
+            example = torch.rand(batch, *self.meta["model"]["shape"], generator=torch.Generator().manual_seed(0))
+        net, net.deployment = compact(plain, self.bool_masks(name), self._parts.subnets[self._known(name)]["pattern"], example, device=device,
+                                      fold=fold, **options)
+        return net
+
+    def fit(self, latency_ms: float | None = None, memory_mb: float | None = None) -> str:
+        """Name of the most accurate sub-net that keeps the limits, by what `sparsekern report` measured of this file on this machine.
+
+        Args and errors: those of `bank_figures.fit`.
+        """
+        return bank_figures.fit(self, latency_ms, memory_mb)
 
     def _build(self) -> nn.Module:
         named = self.meta["model"]

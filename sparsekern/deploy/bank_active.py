@@ -71,6 +71,8 @@ class Active:
     Equal masks are one tensor.
     """
 
+    @torch.inference_mode(False)                            # what is made here may take part in a backward pass later
+    @torch.no_grad()
     def __init__(self, bank, model: nn.Module, parts: Parts):
         self.bank = weakref.ref(bank)
         self.was_dense = not csr_layers(model)

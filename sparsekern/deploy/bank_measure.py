@@ -1,4 +1,5 @@
 """What a deployed net costs on this machine, beside the dense net: milliseconds, bytes held, peak of one inference, size on disk, FLOPs."""
+import os
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -69,6 +70,7 @@ def peak_bytes(net: nn.Module, images: Tensor) -> int:
             net(images)
             torch.cuda.synchronize(images.device)
             return torch.cuda.max_memory_allocated(images.device) - before
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")     # or the profiler tells the terminal of every start, stop and missing GPU
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
             net(images)
     events = [(event.start_ns(), event.nbytes()) for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]

@@ -22,7 +22,8 @@ SAVE_SECONDS = 2.0                                          # between two writes
 
 def report_bank(path: Path | str, out: Path | str | None = None, *, batch: int = 128, device: torch.device | str = "cpu",
                 threads: int | None = None, rounds: int = 15, fold: bool = False, only: Sequence[str] | None = None, resume: bool = False,
-                progress: str = "auto", model: nn.Module | None = None, timer: Timer = time_inference) -> dict:
+                progress: str = "auto", model: nn.Module | None = None, shape: Sequence[int] | None = None,
+                timer: Timer = time_inference) -> dict:
     """Deploy and measure the sub-nets of a bank, each beside the dense net; write BANK.report.json and BANK.report.html.
 
     All nets come up in every round, in another order each time, each one timed together with the dense net (the whole architecture as PyTorch
@@ -35,7 +36,7 @@ def report_bank(path: Path | str, out: Path | str | None = None, *, batch: int =
         only: names of sub-nets; default all.
         resume: keep what was measured for this very bank, machine and setting, finished or stopped, and measure the rest. A sub-net that
             is deployed in other forms than before is measured from the start.
-        progress: auto, rich, plain or none. model: what `SubnetBank.deploy` needs where the bank names no model.
+        progress: auto, rich, plain or none. model, shape: what the net is, and the shape of a sample, where the bank does not say it.
         timer: (net, images) -> ms of an inference.
     Returns:
         The report as it was written: "subnets" are rows in the order of the bank, "dense" is the row of the dense net; times in ms per batch,
@@ -52,7 +53,7 @@ def report_bank(path: Path | str, out: Path | str | None = None, *, batch: int =
     bank = SubnetBank.load(path)
     names = _choose(bank.names(), only)
     with _threads(threads):
-        shape = _shape(bank)
+        shape = _shape(bank, shape)
         report = {
             "format": FORMAT, "complete": False, "bank": {"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size,
                                                           "subnets": list(bank.names()), "model": bank.meta.get("model")},
@@ -109,7 +110,7 @@ class _Run:
     def deploy(self, bank, name: str, images, options: dict) -> nn.Module:
         subnet = bank.subnet(name)
         plain = bank.plain(name, options["model"])
-        net = bank.deploy(name, images.device, len(images), **options)
+        net = bank.deploy(name, images.device, len(images), example=images, **options)
         deployment = deployment_of(net)
         forms = Counter(layer["form"] for layer in deployment["layers"])
         row = {"name": name, "pattern": subnet.pattern, "sparsity": subnet.sparsity, "nnz": subnet.nnz, "accuracy": subnet.accuracy,
@@ -178,10 +179,10 @@ def _device(device: torch.device | str) -> torch.device:
     return device
 
 
-def _shape(bank) -> tuple[int, ...]:
-    shape = (bank.meta.get("model") or {}).get("shape")
-    if not shape:
-        raise ValueError("report: the bank does not say the shape of a sample: it needs model={'name', 'classes', 'shape'} when it is made")
+def _shape(bank, shape: Sequence[int] | None) -> tuple[int, ...]:
+    shape = (bank.meta.get("model") or {}).get("shape") if shape is None else shape
+    if not shape or any(type(size) is not int or size < 1 for size in shape):
+        raise ValueError(f"report: shape: expected the sizes of one sample, such as (3, 32, 32), as the bank does not say them; got {shape!r}")
     return tuple(shape)
 
 

@@ -10,6 +10,7 @@ from sparsekern.deploy.dead_channels import living_channels
 from sparsekern.deploy.deployment import Deployment, LayerForm
 from sparsekern.deploy.fold import fold_norms
 from sparsekern.deploy.layer_forms import Timer, choose_form, csr_forms, missing_for_sp24, nm_forms, stored_bytes, time_beside
+from sparsekern.sparsity.channel_groups import BACKENDS as FOLLOWERS
 from sparsekern.sparsity.channel_groups import find_channel_groups
 from sparsekern.sparsity.layers import refuse_attached
 from sparsekern.sparsity.patterns import NM
@@ -50,7 +51,7 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], pattern: str, example
         ValueError: an unknown option, a mask that does not fit, an example that the model does not take, a sparsifier on the model, a device
             that is not there. TypeError: an argument of another type.
     """
-    pattern = _check_options(model, pattern, backend, prefer, rounds, dtype)
+    pattern = _check_options(model, pattern, backend, prefer, groups, rounds, dtype)
     where, timer = _device(device), timer or time_beside
     plain = _masked(model, masks).to(where, dtype)
     example = _placed(example, where, dtype)
@@ -87,10 +88,10 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], pattern: str, example
 
 # What comes in.
 
-def _check_options(model, pattern, backend, prefer, rounds, dtype) -> str | NM:
+def _check_options(model, pattern, backend, prefer, groups, rounds, dtype) -> str | NM:
     if not isinstance(model, nn.Module):
         raise TypeError(f"compact: model: expected a module, got {type(model).__name__}")
-    for name, value, known in (("backend", backend, FORMS), ("prefer", prefer, ("speed", "memory"))):
+    for name, value, known in (("backend", backend, FORMS), ("prefer", prefer, ("speed", "memory")), ("groups", groups, FOLLOWERS)):
         if value not in known:
             raise ValueError(f"compact: {name}: expected one of {', '.join(known)}, got {value!r}")
     if not isinstance(rounds, int) or rounds < 1:
@@ -172,7 +173,8 @@ def _difference(output: Tensor, expected: Tensor) -> float:
 def _slimmed(plain: nn.Module, example: Tensor, backend: str, expected: Tensor, notes: list[str]) -> nn.Module:
     """The net without its dead channels; `plain` itself where none can be cut out, with a note that says why."""
     try:
-        groups = find_channel_groups(plain, example[:1], backend=backend)
+        with torch.enable_grad():                                   # torch-pruning follows the autograd graph
+            groups = find_channel_groups(plain, example[:1], backend=backend)
         keep, told = living_channels(plain, groups)
         notes += told
         if not keep:

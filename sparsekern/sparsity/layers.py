@@ -149,6 +149,12 @@ class MaskedForward:
         return output
 
 
+def shown_mask(module: nn.Module) -> Tensor | None:
+    """The mask through which the module sees its parameters now; None: it is dense, or nothing is attached."""
+    forward = getattr(module.forward, "__self__", None)
+    return forward.mask if isinstance(forward, MaskedForward) else None
+
+
 def _autocast(input: Tensor) -> torch.dtype | None:
     """Masking writes a fresh weight anyway; under autocast it writes it in the type that the product will use."""
     kind = input.device.type

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsekern.sparsity.channel_groups import ChannelGroup
+from sparsekern.sparsity.layers import shown_mask
 
 
 @torch.no_grad()
@@ -59,33 +60,45 @@ def check_keep(groups: Sequence[ChannelGroup], keep: Mapping[str, Tensor], what:
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Replace the running statistics of every batch norm by their plain average over the batches; weights stay as they are.
+    """Replace the running statistics of every batch norm by their plain average over the batches; nothing else changes.
+
+    Under a sparsifier, for one sub-net: `with sparsifier.subnet(name): recalibrate(model, batches)`. That measures the sub-net's own norms and
+    those that all sub-nets share; statistics of channels that the sub-net hides stay as they are.
 
     Args:
         model: left in the mode it was in; only its batch norms see batch statistics meanwhile.
         batches: inputs on the model's device.
     Returns:
-        The number of batches. Without one nothing changes.
+        The number of batches. Without one nothing changes, nor where a batch raises.
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
     modes = [(module, module.training) for module in model.modules()]
-    momenta = [module.momentum for module in norms]
+    settings = [(module, module.momentum, module.track_running_stats) for module in norms]
+    before = [(buffer, buffer.clone()) for module in norms for buffer in module.buffers(recurse=False)]
     count = 0
     try:
         model.eval()
         for batch in batches:
             if not count:
                 for module in norms:
+                    module.momentum, module.track_running_stats = None, True        # None: torch's name for the plain average
                     module.reset_running_stats()
-                    module.momentum = None                          # torch's name for the plain average
                     module.train()
             model(batch)
             count += 1
+    except BaseException:
+        for buffer, value in before:
+            buffer.copy_(value)
+        raise
     finally:
-        for module, momentum in zip(norms, momenta):
-            module.momentum = momentum
+        for module, momentum, tracked in settings:
+            module.momentum, module.track_running_stats = momentum, tracked
         for module, mode in modes:
             module.training = mode
+    masks = {id(buffer): shown_mask(module) for module in norms for buffer in (module.running_mean, module.running_var)}
+    for buffer, value in before:
+        if masks.get(id(buffer)) is not None:
+            buffer.copy_(torch.where(masks[id(buffer)], buffer, value))
     return count
 
 

@@ -77,11 +77,13 @@ class StageStore:
         """SHA-256 over all that is in the stage, in hexadecimal."""
         return self.open(name).digest
 
-    def check(self, name: str, digest: str) -> None:
-        """ValueError unless the stage is there, whole, and the one whose digest `put` returned."""
-        if (found := self.digest(name)) != digest:
+    def check(self, name: str, digest: str) -> "TensorReader | KeptStage":
+        """The stage as `open` gives it; ValueError unless it is there, whole, and the one whose digest `put` returned."""
+        reader = self.open(name)
+        if reader.digest != digest:
             where = name if self.directory is None else self._path(name)
-            raise ValueError(f"stages: {where}: a stage of another run (its digest is {found[:12]}, expected {str(digest)[:12]}); {_REMEDY}")
+            raise ValueError(f"stages: {where}: a stage of another run (its digest is {reader.digest[:12]}, expected {str(digest)[:12]}); {_REMEDY}")
+        return reader
 
     def _path(self, name: str) -> Path:
         return self.directory / f"{name}.safetensors"

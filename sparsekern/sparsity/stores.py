@@ -238,6 +238,7 @@ class PatternSet:
         self.layers = tuple(layer.name for layer in layers)
         self.numels = [math.prod(layer.shape) for layer in layers]
         self.numel = sum(self.numels)
+        self.counted = [True] * len(self.numels)
         self.version = 0
         self.names: tuple[str, ...] = ()
 
@@ -253,7 +254,7 @@ class PatternSet:
             raise ValueError(f"unknown sub-net {name!r}; there are {', '.join(self.names) or 'none'}")
         return [layer.param.numel() for layer in self._layers]
 
-    nnz, sparsity = MaskSet.nnz, MaskSet.sparsity
+    nnz, sparsity, _sum = MaskSet.nnz, MaskSet.sparsity, MaskSet._sum
     effective_sparsity, densities = MaskSet.effective_sparsity, MaskSet.densities
 
     def set(self, name: str, masks) -> None:

@@ -287,5 +287,5 @@ def test_nan_at_an_event_names_the_layer_and_leaves_the_masks(step, nested):
 
 
 def test_an_unknown_algorithm_names_the_known_ones():
-    with pytest.raises(ValueError, match="expected one of ast-gc, dense, magnitude, static, set, rigl, gse, iee, halp, got 'sgd'"):
+    with pytest.raises(ValueError, match="expected one of ast-gc, dense, magnitude, static, set, rigl, gse, iee, halp, sparse-cocktail, got 'sgd'"):
         algorithms.build("sgd", small_convnet(), None)

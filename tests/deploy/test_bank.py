@@ -193,6 +193,33 @@ def test_gradients_do_not_break(tmp_path, name):
         torch.testing.assert_close(dict(model.named_parameters())[layer].grad, own[layer].grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["ast-gc", "iee channel", "gse csr"])
+def test_a_bank_first_activated_in_inference_mode_can_take_gradients_later(tmp_path, kind):
+    _, sparsifier = trained(kind, tmp_path)
+    model = fresh(kind)
+    with torch.inference_mode():
+        bank = SubnetBank.load(SubnetBank.from_sparsifier(sparsifier).save(tmp_path / "b.safetensors"))
+        bank.activate(model, bank.names()[-1])
+    model(toy_batch(3)[0]).sum().backward()
+    assert all(param.grad is not None and param.grad.isfinite().all() for param in model.parameters())
+
+
+def test_equal_norms_are_stored_once(tmp_path):
+    _, sparsifier = trained("ast-gc", tmp_path)
+    banks = sparsifier.norms.banks
+    with torch.no_grad():
+        for name, value in banks[0].items():
+            banks[2][name].copy_(banks[1][name])
+            if name.endswith("bias"):
+                banks[1][name].copy_(value)
+    bank = SubnetBank.load(SubnetBank.from_sparsifier(sparsifier).save(tmp_path / "b.safetensors"))
+    names = set(banks[0]) - {name for name in banks[0] if name.endswith(("bias", "tracked"))}
+    assert set(bank.subnet("0.5").norms) == set() and set(bank.subnet("0.8").norms) >= names
+    assert bank.size()["norms"] == sum(value.nbytes for name, value in banks[0].items() if not torch.equal(value, banks[2][name]))
+    for name, value in bank.subnet("0.9").norms.items():
+        assert torch.equal(value, banks[2][name])
+
+
 def test_channel_masks_do_not_break_a_training_forward(tmp_path):
     _, sparsifier = trained("iee channel", tmp_path)
     bank, model = SubnetBank.from_sparsifier(sparsifier), fresh("halp").train()

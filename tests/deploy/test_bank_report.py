@@ -57,7 +57,8 @@ class FakeBank:
                 made[3].weight[:, ::2] = 0
         return made
 
-    def deploy(self, name, device="cpu", batch=128, *, model=None, fold=False):
+    def deploy(self, name, device="cpu", batch=128, *, model=None, example=None, fold=False):
+        assert example.shape == (batch, 1, 4, 4)
         self.deployed.append(name)
         made = net(name, 4 if name == "c0.5" else 8)
         layer = SimpleNamespace(name="3", form=self.forms[name], reason="<because> it is & was", ms=0.1, dense_ms=None)
@@ -236,11 +237,19 @@ def test_another_bank_is_not_resumed(bank):
 @pytest.mark.parametrize("options, words", [
     ({"batch": 0}, "batch: expected an integer of at least 1, got 0"), ({"rounds": True}, "rounds: .* got True"), ({"threads": -1}, "threads: "),
     ({"only": ["nope"]}, "only: expected names among dense, u0.5, .*'nope'"), ({"only": []}, "got none"), ({"device": "mps"}, "device: "),
-    ({"device": "no"}, "device: ")])
+    ({"device": "no"}, "device: "), ({"shape": (3, 0)}, "shape: expected the sizes of one sample")])
 def test_settings_that_cannot_work(bank, options, words):
     with pytest.raises(ValueError, match=words):
         report(bank, **options)
     assert not report_path(bank).exists()
+
+
+def test_a_bank_that_names_no_model(bank, monkeypatch):
+    monkeypatch.setattr(FakeBank, "meta", {"model": None})
+    with pytest.raises(ValueError, match="shape: .* got None"):
+        report(bank)
+    found = report(bank, shape=[1, 4, 4], model=net("mine"))
+    assert found["bank"]["model"] is None and found["setup"]["shape"] == [1, 4, 4] and "toy.safetensors: 5 sub-nets<" in bank_report_page(bank)
 
 
 def test_a_foreign_bank_is_refused(bank):

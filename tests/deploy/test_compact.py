@@ -131,6 +131,15 @@ def test_slimmed_layers_have_the_channels_that_are_left(name):
     assert report.bytes == sum(t.numel() * t.element_size() for t in net.state_dict().values())
 
 
+def test_torch_pruning_may_follow_the_channels():
+    pytest.importorskip("torch_pruning")
+    model = built("resnet20-b")
+    masks, kept = channel_masks(model)
+    net, report = compact(model, masks, "channel", images(), groups="torch-pruning", timer=quick)
+    assert {group: net.get_submodule(group).out_channels for group in kept} == kept
+    assert_same(net, masked(model, masks), images())
+
+
 def test_norms_that_follow_a_layer_are_folded_and_others_left():
     _, report = compact(built("wrn-22-2"), {}, "dense", images(), fold=True, timer=quick)
     inner = [name for name in report.folded if name.endswith(".bn2")]

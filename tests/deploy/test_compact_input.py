@@ -270,6 +270,7 @@ def test_norms_that_cannot_be_folded_stay_and_are_named(way, why):
 @pytest.mark.parametrize("change, words", [
     ({"pattern": "rows"}, "pattern: expected \"dense\""), ({"pattern": "4:2"}, "pattern: expected"), ({"pattern": None}, "pattern: expected"),
     ({"backend": "fast"}, "backend: expected one of auto"), ({"prefer": "size"}, "prefer: expected one of speed, memory"),
+    ({"groups": "fx"}, "groups: expected one of own, torch-pruning"),
     ({"rounds": 0}, "rounds: expected"), ({"dtype": torch.int8}, "dtype: expected a floating type"), ({"device": "tpu"}, "device: expected"),
     ({"device": "meta"}, "there are no kernels"), ({"masks": {"three.weight": torch.ones(2).bool()}}, "'three.weight' is no parameter"),
     ({"masks": {"one.weight": torch.ones(6, 3, 3, 3)}}, "expected a bool tensor of shape"),

@@ -94,6 +94,20 @@ def test_the_file_holds_only_what_is_there(tmp_path):
     assert less < 0.45 * dense                              # 20 % of the weights, twice 4 bytes each
 
 
+def test_a_net_for_sparse_tensor_cores_comes_back(tmp_path):
+    net = nn.Sequential(NMLinear.from_dense(nn.Linear(32, 16), 2, 4).half().pack(backend="sp24")).eval()
+    loaded = load_deployed(save_deployed(net, None, tmp_path / "net"), nn.Sequential(nn.Linear(32, 16)))
+    assert loaded[0].backend == "sp24" and torch.equal(loaded[0].v, net[0].v) and torch.equal(loaded[0].e, net[0].e)
+
+
+def test_inference_only_layers_stay_so(tmp_path):
+    net = nn.Sequential(SparseLinear.from_shape(8, 6, sparsity=0.5).for_inference()).eval()
+    loaded = load_deployed(save_deployed(net, None, tmp_path / "net"), nn.Sequential(nn.Linear(8, 6)))
+    x = torch.rand(3, 8)
+    assert loaded[0].inference_only and "perm" not in loaded[0]._buffers and torch.equal(loaded(x), net(x))
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
 def test_channels_last_and_half_precision_come_back(tmp_path):
     saved = slimmed("small_cnn").to(memory_format=torch.channels_last).half()
     loaded = load_deployed(save_deployed(saved, None, tmp_path / "net", model=facts("small_cnn")))

@@ -1,4 +1,9 @@
-"""A small algorithm in stages that chooses at the end: what the training loop offers to such ones, without the algorithm of a paper."""
+"""A small algorithm in stages that chooses at the end: what the training loop offers to such ones, without the algorithm of a paper.
+
+And what tests of such runs compare.
+"""
+import os
+import signal
 from pathlib import Path
 
 import torch
@@ -106,3 +111,40 @@ def build(algorithm, model, optimizer, **fields):
 
 
 build.holdout = Staged.holdout
+
+
+class Keep:
+    """Keeps the run, and what every step left behind."""
+
+    def __init__(self, stop_after=None):
+        self.stop_after, self.rates, self.losses = stop_after, {}, {}
+
+    def __call__(self, run):
+        self.run = run
+        self.rates[run.step - 1] = run.optimizer.param_groups[0]["lr"]
+        self.losses[run.step] = run.loss_sums.tolist()
+        if run.step == self.stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def state(self):
+        tensors = {f"model/{name}": value for name, value in self.run.model.state_dict().items()}
+        return tensors | {f"sparsifier/{name}": value for name, value in self.run.sparsifier.state_dict()["tensors"].items()}
+
+
+class KeepEnd(Keep):
+    """As `on_end`: a run that only finalizes takes no step."""
+
+    def __call__(self, run):
+        self.run = run
+        return {}
+
+
+def without_time(report):
+    kept = {key: report[key] for key in ("subnets", "training_flops", "steps", "mean_accuracy", "stages")}
+    return kept | {"history": [{key: value for key, value in row.items() if key != "seconds"} for row in report["history"]]}
+
+
+def assert_same(keep, whole):
+    one, other = keep.state(), whole.state()
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name].reshape(-1).view(torch.uint8), other[name].reshape(-1).view(torch.uint8))] == []

@@ -78,7 +78,7 @@ def test_print_config(capsys):
 
 
 @pytest.mark.parametrize("command, words", [
-    (["fly"], "unknown command 'fly'; expected one of train, report, latency-table, doctor"),
+    (["fly"], "unknown command 'fly'; expected one of train, report, deploy, latency-table, doctor"),
     (["train"], "train: expected an algorithm, one of ast-gc"),
     (["train", "ast"], "unknown algorithm 'ast'; expected one of ast-gc"),
     (["train", "ast-gc", "--nope", "1"], "unrecognized arguments: --nope"),
@@ -92,7 +92,18 @@ def test_print_config(capsys):
     (["train", "ast-gc", "--model", "resnet21"], "model: expected one of"),
     (["train", "ast-gc", "--algorithm", "dense"], "are those of 'dense'"),
     (["train", "ast-gc", "--gc-mode", "x", "--epochs", "30"], "gc_mode: expected"), (["report"], "expected one argument"),
-    (["report", "nowhere"], "nowhere/report.json does not exist"), (["doctor", "--fast"], "takes no arguments"),
+    (["report", "nowhere"], "nowhere/report.json does not exist"), (["report", "nowhere", "--fold"], "nowhere: the settings are those of a bank"),
+    (["report", "nowhere.safetensors"], "report: nowhere.safetensors does not exist"), (["report", "a", "b"], "unrecognized arguments: b"),
+    (["report", "a", "--batch", "x"], "invalid int value: 'x'"),
+    (["report", "--threads", "0", "x.safetensors"], "threads: expected at least 1, got 0"),
+    (["deploy"], "deploy: the following arguments are required: bank"), (["deploy", "b"], "expected either --subnet NAME (--list lists them), or"),
+    (["deploy", "b", "--subnet", "s", "--latency-ms", "3"], "expected either --subnet NAME"),
+    (["deploy", "b", "--subnet", "s", "--batch", "0"], "deploy: batch: expected at least 1, got 0"),
+    (["deploy", "b", "--subnet", "s", "--format", "tflite"], "invalid choice: 'tflite'"),
+    (["deploy", "b", "--subnet", "s", "--out", "missing/net.onnx"], "out: expected a file in a directory that exists, got missing/net.onnx"),
+    (["deploy", "b", "--subnet", "s", "--backend", "csr", "--out", "net.onnx"], "backend: ONNX has dense layers only, got csr"),
+    (["deploy", "b", "--subnet", "s", "--threads", "0"], "threads: expected at least 1, got 0"), (["deploy", "b", "--list"], "deploy: b: "),
+    (["doctor", "--fast"], "takes no arguments"),
 ])
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, command, words):
     monkeypatch.chdir(tmp_path)

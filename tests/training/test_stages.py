@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from staged import STAGES, Staged, build
+from staged import STAGES, Keep, KeepEnd, Staged, assert_same, build, without_time
 
 from sparsekern.sparsity.timeline import ALL, Phase, Timeline, View
 from sparsekern.training import CheckpointError, ConfigError, Interrupted, TrainConfig, TrainingError, evaluation, train
@@ -30,35 +30,6 @@ def config(out, **changes):
 def no_plots(monkeypatch, request):
     if "page" not in request.node.name:
         monkeypatch.setattr("sparsekern.training.report.render", lambda report: "")
-
-
-class Keep:
-    """Keeps the run, and what every step left behind."""
-
-    def __init__(self, stop_after=None):
-        self.stop_after, self.rates, self.losses = stop_after, {}, {}
-
-    def __call__(self, run):
-        self.run = run
-        self.rates[run.step - 1] = run.optimizer.param_groups[0]["lr"]
-        self.losses[run.step] = run.loss_sums.tolist()
-        if run.step == self.stop_after:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def state(self):
-        tensors = {f"model/{name}": value for name, value in self.run.model.state_dict().items()}
-        return tensors | {f"sparsifier/{name}": value for name, value in self.run.sparsifier.state_dict()["tensors"].items()}
-
-
-def without_time(report):
-    kept = {key: report[key] for key in ("subnets", "training_flops", "steps", "mean_accuracy", "stages")}
-    return kept | {"history": [{key: value for key, value in row.items() if key != "seconds"} for row in report["history"]]}
-
-
-def assert_same(keep, whole):
-    one, other = keep.state(), whole.state()
-    assert one.keys() == other.keys()
-    assert [name for name in one if not torch.equal(one[name].reshape(-1).view(torch.uint8), other[name].reshape(-1).view(torch.uint8))] == []
 
 
 @pytest.fixture(scope="module")
@@ -288,14 +259,6 @@ def test_interrupted_at_every_evaluation_and_gone_on_with(tmp_path, whole, monke
     report = train(config(out, resume=True), build=build, on_end=last)
     assert without_time(report) == without_time(whole[0]) and last.run.sparsifier.alphas == whole[1].run.sparsifier.alphas
     assert_same(last, whole[1])
-
-
-class KeepEnd(Keep):
-    """As `on_end`: a run that only finalizes takes no step."""
-
-    def __call__(self, run):
-        self.run = run
-        return {}
 
 
 @pytest.mark.parametrize("stop", [3, 6, 14, 20, 25, 26])
