@@ -44,6 +44,13 @@ def file(bank, tmp_path):
     return copy.copy(bank).save(tmp_path / "bank.safetensors")
 
 
+@pytest.fixture(scope="module")
+def saved(bank, tmp_path_factory):
+    """(a path to write to, tensors and metadata of the bank's file)."""
+    path = copy.copy(bank).save(tmp_path_factory.mktemp("saved") / "bank.safetensors")
+    return path, *load_tensors(path, FORMAT, "a bank")
+
+
 def body(path) -> int:
     """Bytes behind the header."""
     content = path.read_bytes()
@@ -298,9 +305,9 @@ def test_a_truncated_file_is_refused_wherever_it_ends(file):
 
 @settings(deadline=None, max_examples=200)
 @given(st.data())
-def test_changed_bytes_never_pass(bank, tmp_path_factory, data):
-    path = tmp_path_factory.mktemp("fuzz") / "bank.safetensors"
-    content = bytearray(copy.copy(bank).save(path).read_bytes())
+def test_changed_bytes_never_pass(bank, saved, data):
+    path, tensors, meta = saved
+    content = bytearray(save_tensors(path, FORMAT, tensors, meta).read_bytes())
     where = data.draw(st.integers(0, len(content) - 1))
     content[where] ^= data.draw(st.integers(1, 255))
     path.write_bytes(content)
@@ -327,11 +334,12 @@ def places(value, path=()):
 
 @settings(deadline=None, max_examples=300)
 @given(st.data())
-def test_any_json_in_any_place_is_refused_or_harmless(bank, tmp_path_factory, data):
-    path = copy.copy(bank).save(tmp_path_factory.mktemp("json") / "bank.safetensors")
-    _, meta = load_tensors(path, FORMAT, "a bank")
+def test_any_json_in_any_place_is_refused_or_harmless(bank, saved, data):
+    path, tensors, meta = saved
     where, value = data.draw(st.sampled_from(places(meta))), data.draw(_VALUES)
-    edited(path, put(*where, value))
+    made = copy.deepcopy(meta)
+    put(*where, value)(tensors, made)
+    save_tensors(path, FORMAT, tensors, made)
     try:
         found = SubnetBank.load(path)
     except BankError as error:
@@ -341,6 +349,36 @@ def test_any_json_in_any_place_is_refused_or_harmless(bank, tmp_path_factory, da
             found.subnet(name)
             found.plain(name, net())
         assert json.dumps(found.meta) and found.size() == bank.size()
+
+
+# Writing.
+
+def test_equal_content_is_equal_bytes(bank, tmp_path):
+    """A report is valid for the bytes of its bank; saving the same again must not undo it."""
+    one = copy.copy(bank).save(tmp_path / "bank.safetensors").read_bytes()
+    assert all(SubnetBank.load(tmp_path / "bank.safetensors").save(tmp_path / f"{number}").read_bytes() == one for number in range(6))
+
+
+def test_names_beyond_ascii_are_written_in_the_same_order(tmp_path):
+    tensors = {"gewicht/grün \"\x01\x7f": torch.ones(2)}
+    assert len({save_tensors(tmp_path / "t", "f-1", tensors, {"ä": 1}).read_bytes() for _ in range(6)}) == 1
+    assert list(load_tensors(tmp_path / "t", "f-1", "a test")[0]) == list(tensors)
+
+
+def test_a_disk_that_is_full_leaves_the_former_file_alone(bank, file, monkeypatch):
+    before = file.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr("sparsekern.support.tensor_file._flush", full)
+        copy.copy(bank).save(file)
+    assert file.read_bytes() == before and [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_safetensors_own_errors_are_an_oserror(bank, tmp_path):
+    with pytest.raises(OSError, match="bank.safetensors cannot be written"):
+        copy.copy(bank).save(tmp_path / "nowhere" / "bank.safetensors")
 
 
 # Layouts in memory.
