@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparsekern import ops
 from sparsekern.deploy import bank_figures
-from sparsekern.deploy.bank_active import Active, active_on, check_model, densify, load_shared, refuse_taken
+from sparsekern.deploy.bank_active import Active, active_on, check_model, load_shared, make_dense, refuse_taken
 from sparsekern.deploy.bank_file import FORMAT, SCHEMA, BankError, Parts, architecture, check_facts, check_meta, csr_layers, sibling, sparsity
 from sparsekern.deploy.bank_masks import chains, elements, packed_words, planes
 from sparsekern.deploy.compact import compact
@@ -253,7 +253,7 @@ class SubnetBank:
             check_model(model, self._parts)
         made = self._build() if model is None else copy.deepcopy(model)
         load_shared(made, self._parts)
-        densify(made)
+        make_dense(made)
         own = dict(made.named_parameters(remove_duplicate=False)) | dict(made.named_buffers(remove_duplicate=False))
         for key, value in self._norms(place).items():
             own[key].copy_(value)

@@ -55,8 +55,8 @@ def load_shared(model: nn.Module, parts: Parts) -> None:
 
 
 @torch.no_grad()
-def densify(model: nn.Module) -> None:
-    """Dense layers in the place of sparse ones, zeros where they have no connection."""
+def make_dense(model: nn.Module) -> None:
+    """Dense layers in the place of sparse ones, in place and with the model's own biases; zeros where they have no connection."""
     new = {module: module.to_dense() for module in list(model.modules()) if isinstance(module, SparseWeight)}
     for module, made in new.items():
         made.bias = module.bias
@@ -116,7 +116,7 @@ class Active:
         for table, key, tensor in self.own:
             table[key] = tensor
         if self.was_dense:
-            densify(model)
+            make_dense(model)
         del model.__dict__[_KEY]
 
     def nbytes(self) -> int:

@@ -45,7 +45,7 @@ def load_deployed(path: Path | str, model: nn.Module | None = None) -> nn.Module
     """The net that `save_deployed` wrote, in eval mode, without gradients, on the CPU; `.deployment` is the report it was saved with, as a dict.
 
     Args:
-        model: a fresh model of the architecture, for a file that names none; it is changed and returned.
+        model: a fresh model of the architecture, for a file that names none; it is changed and returned (another one where it is a single layer).
     Raises:
         ValueError: a file that cannot be read, was changed, or does not fit the architecture; patterns that are not sound.
     """
@@ -55,7 +55,7 @@ def load_deployed(path: Path | str, model: nn.Module | None = None) -> nn.Module
             if meta.get("model") is None:
                 raise TensorFileError("it names no architecture; pass model=")
             model = _architecture(meta["model"])
-        _fit(model, tensors, meta["layers"])
+        model = _fit(model, tensors, meta["layers"])
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError, RecursionError) as error:
         raise TensorFileError(f"{Path(path).name}: {_sentence(error)}") from error
     model.deployment = meta.get("deployment")
@@ -97,14 +97,17 @@ def _architecture(facts: Mapping) -> nn.Module:
         return build_model(name, classes=classes, shape=tuple(shape))
 
 
-def _fit(model: nn.Module, tensors: dict[str, Tensor], layers: Mapping[str, Mapping]) -> None:
-    """Give the model the layers and the tensors; every tensor finds its place or ValueError says which does not."""
+def _fit(model: nn.Module, tensors: dict[str, Tensor], layers: Mapping[str, Mapping]) -> nn.Module:
+    """The model with the layers and the tensors; every tensor finds its place or ValueError says which does not."""
     plain = dict(model.named_modules(remove_duplicate=False))
     for name, form in layers.items():
         if name not in plain:
             raise ValueError(f"{name}: the architecture has no such layer")
         new = _stored(name, plain[name], form, tensors) if form["kind"] in _STORED else _identity(name, plain[name], form)
-        model.set_submodule(name, new) if name else None
+        if name:
+            model.set_submodule(name, new)
+        else:                                               # the model itself is the layer
+            model = new
     for name, module in model.named_modules(remove_duplicate=False):
         if name not in layers:
             _take(name, module, tensors)
@@ -113,6 +116,7 @@ def _fit(model: nn.Module, tensors: dict[str, Tensor], layers: Mapping[str, Mapp
     left = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
     if left:
         raise ValueError(f"{', '.join(left[:4])}: missing")
+    return model
 
 
 def _identity(name: str, old: nn.Module, form: Mapping) -> nn.Identity:

@@ -120,6 +120,13 @@ class Report:
         return {"pattern": "unstructured", "latency_ms": 1.5, "difference": float("nan")}
 
 
+def test_a_net_that_is_one_layer(tmp_path):
+    layer = SparseLinear.from_dense(nn.Linear(8, 4), torch.rand(4, 8) > 0.5).for_inference()
+    save_deployed(layer, None, tmp_path / "net")
+    loaded, x = load_deployed(tmp_path / "net", nn.Linear(8, 4)), torch.rand(3, 8)
+    assert type(loaded) is SparseLinear and torch.equal(loaded(x), layer(x)) and not loaded.values.requires_grad
+
+
 def test_the_report_travels_with_the_net(tmp_path):
     path = save_deployed(sparse("mlp:8"), Report(), tmp_path / "net", model=facts("mlp:8"))
     assert load_deployed(path).deployment == {"pattern": "unstructured", "latency_ms": 1.5, "difference": None}
