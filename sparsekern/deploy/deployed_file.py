@@ -6,18 +6,16 @@ header can ask for no other memory than the net it names has, and the tensors ar
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsekern.nn import PackedNM, PackedNMConv2d, PackedNMLinear, SparseConv2d, SparseLinear, SparseWeight
 from sparsekern.sparsity.slim import is_cut_from, take_widths
-from sparsekern.support.models import build_model
+from sparsekern.support.models import outline
 from sparsekern.support.provenance import finite
 from sparsekern.support.tensor_file import TensorFileError, load_tensors, save_tensors
 
 FORMAT = "sparsekern-deployed-1"
-_LONGEST_NAME = 256                                         # of a model; mlp:W1,W2,... builds a layer per number
 _STORED = {kind.__name__: kind for kind in (SparseLinear, SparseConv2d, PackedNMLinear, PackedNMConv2d)}
 _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 
@@ -36,7 +34,7 @@ def save_deployed(module: nn.Module, deployment, path: Path | str, *, model: Map
     tensors, layers = module.state_dict(), describe_layers(module)
     model = None if model is None else {key: list(model[key]) if key == "shape" else model[key] for key in ("name", "classes", "shape")}
     if model is not None:
-        _fit(_architecture(model), dict(tensors), layers)
+        _fit(outline(model, tensors.values()), dict(tensors), layers)
     rows = None if deployment is None else deployment.to_dict()
     return save_tensors(path, FORMAT, tensors, {"model": model, "layers": layers, "deployment": finite(rows), "facts": finite(facts)})
 
@@ -54,7 +52,7 @@ def load_deployed(path: Path | str, model: nn.Module | None = None) -> nn.Module
         if model is None:
             if meta.get("model") is None:
                 raise TensorFileError("it names no architecture; pass model=")
-            model = _architecture(meta["model"])
+            model = outline(meta["model"], tensors.values())
         model = _fit(model, tensors, meta["layers"])
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError, RecursionError) as error:
         raise TensorFileError(f"{Path(path).name}: {_sentence(error)}") from error
@@ -84,17 +82,6 @@ def describe_layers(module: nn.Module) -> dict[str, dict]:
         elif isinstance(layer, nn.Identity):
             found[name] = {"kind": "Identity"}
     return found
-
-
-def _architecture(facts: Mapping) -> nn.Module:
-    """Without memory behind its tensors where it is one of ours, whatever widths its name asks for."""
-    name, classes, shape = facts["name"], facts["classes"], facts["shape"]
-    if not isinstance(name, str) or len(name) > _LONGEST_NAME:
-        raise ValueError(f"model: expected a name of at most {_LONGEST_NAME} letters")
-    if not all(isinstance(value, int) and not isinstance(value, bool) and value > 0 for value in (classes, *shape)) or len(shape) != 3:
-        raise ValueError(f"model: expected a positive number of classes and three of a shape, got {classes!r} and {shape!r}")
-    with torch.device("cpu" if name.startswith(("torchvision:", "timm:")) else "meta"):
-        return build_model(name, classes=classes, shape=tuple(shape))
 
 
 def _fit(model: nn.Module, tensors: dict[str, Tensor], layers: Mapping[str, Mapping]) -> nn.Module:
