@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sparsekern.deploy.deployed_file import cut_from, set_widths
 from sparsekern.deploy.timing import compare
 from sparsekern.sparsity.channel_masks import Channels
 from sparsekern.sparsity.latency import LatencyTable, layer_widths
@@ -77,7 +78,7 @@ def load_slim(model: nn.Module, path: Path | str) -> nn.Module:
     except (SafetensorError, OSError) as error:
         raise ValueError(f"load_slim: cannot read {path} ({error})") from error
     own = model.state_dict()
-    wrong = [name for name, value in own.items() if name not in tensors or not _cut_from(tensors[name], value)]
+    wrong = [name for name, value in own.items() if name not in tensors or not cut_from(tensors[name], value.shape)]
     wrong = wrong or [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d, _BatchNorm))
                       and len({len(tensors[f"{name}.{key}".lstrip(".")]) for key, value in module.state_dict().items() if value.dim()}) > 1]
     if wrong or set(tensors) - set(own):
@@ -89,21 +90,8 @@ def load_slim(model: nn.Module, path: Path | str) -> nn.Module:
                 if old is not None and f"{prefix}{key}" in tensors:
                     new = tensors[f"{prefix}{key}"].to(old.device, old.dtype)
                     kind[key] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
-        if isinstance(module, nn.Linear):
-            module.out_features, module.in_features = module.weight.shape
-        elif isinstance(module, nn.Conv2d):
-            depthwise = module.groups == module.in_channels == module.out_channels
-            module.out_channels, inputs = module.weight.shape[:2]
-            module.groups = module.out_channels if depthwise else module.groups
-            module.in_channels = inputs * module.groups
-        elif isinstance(module, _BatchNorm):
-            module.num_features = len(module.running_mean if module.weight is None else module.weight)
+        set_widths(module)
     return model
-
-
-def _cut_from(new: Tensor, old: Tensor) -> bool:
-    """Whether rows and columns of `old` may have been taken out to make `new`."""
-    return new.dim() == old.dim() and new.shape[2:] == old.shape[2:] and all(0 < a <= b for a, b in zip(new.shape[:2], old.shape[:2]))
 
 
 def example(table: LatencyTable, model: nn.Module) -> Tensor:

@@ -156,10 +156,18 @@ def _take(name: str, module: nn.Module, tensors: dict[str, Tensor]) -> None:
                     raise ValueError(f"{prefix}{key}: missing")
                 continue
             wanted = module._parameters["weight"].shape[:1] if old is None and key == "bias" else None if old is None else old.shape
-            if wanted is None or not _cut_from(new, wanted) or (old is not None and new.is_floating_point() != old.is_floating_point()):
+            if wanted is None or not cut_from(new, wanted) or (old is not None and new.is_floating_point() != old.is_floating_point()):
                 raise ValueError(f"{prefix}{key}: expected {'nothing' if wanted is None else f'at most {list(wanted)}'}, got {new.dtype} "
                                  f"{list(new.shape)}")
             table[key] = nn.Parameter(new, requires_grad=new.is_floating_point()) if table is module._parameters else new
+    set_widths(module)
+    lengths = {len(tensor) for tensor in module.state_dict(keep_vars=True).values() if tensor.dim()}
+    if isinstance(module, nn.Linear | nn.Conv2d | _BatchNorm) and len(lengths) > 1:
+        raise ValueError(f"{name}: its tensors have different numbers of channels, {sorted(lengths)}")
+
+
+def set_widths(module: nn.Module) -> None:
+    """Let the attributes of a linear layer, convolution or norm say what its tensors are."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.Conv2d):
@@ -169,12 +177,9 @@ def _take(name: str, module: nn.Module, tensors: dict[str, Tensor]) -> None:
         module.in_channels = inputs * module.groups
     elif isinstance(module, _BatchNorm):
         module.num_features = len(module.running_mean if module.weight is None else module.weight)
-    lengths = {len(tensor) for tensor in module.state_dict(keep_vars=True).values() if tensor.dim()}
-    if isinstance(module, nn.Linear | nn.Conv2d | _BatchNorm) and len(lengths) > 1:
-        raise ValueError(f"{name}: its tensors have different numbers of channels, {sorted(lengths)}")
 
 
-def _cut_from(new: Tensor, old: torch.Size) -> bool:
+def cut_from(new: Tensor, old: torch.Size) -> bool:
     """Whether rows and columns of a tensor of shape `old` may have been taken out to make `new`."""
     return new.dim() == len(old) and new.shape[2:] == old[2:] and all(0 < a <= b for a, b in zip(new.shape[:2], old[:2]))
 
