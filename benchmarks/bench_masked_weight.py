@@ -1,6 +1,4 @@
 """The masked weight: hiding weights should cost what copying them costs, and a layer should not feel the call."""
-import ctypes
-import platform
 
 import pytest
 import torch
@@ -10,16 +8,7 @@ from sparsekern import ops
 from sparsekern.testing import resnet50_shapes
 
 LISTS = {"ResNet-50, 161 tensors": resnet50_shapes(), "ResNet-50, 54 prunable": [s for s in resnet50_shapes() if len(s) > 1]}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def keep_freed_memory():
-    """Outputs reuse memory, as in a training loop; else glibc gives 100 MB back each round and page faults are all one sees."""
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        trim, mmap = -1, -3                             # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-        libc.mallopt(trim, 2**31 - 1)
-        libc.mallopt(mmap, 2**30)
+pytestmark = pytest.mark.usefixtures("keep_freed_memory")
 
 
 @pytest.mark.parametrize("shape", LISTS)

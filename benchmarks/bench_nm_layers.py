@@ -3,19 +3,11 @@ import copy
 
 import pytest
 import torch
+from steps import trained
 from torch import nn
 
 from sparsekern.nn import NMConv2d, NMLinear
 from sparsekern.testing import assert_close
-
-
-def trained(layer, x, incoming):
-    """One forward and backward with the gradients of everything, as in the middle of a net."""
-    def run():
-        x.grad = None
-        layer.zero_grad()
-        layer(x).backward(incoming)
-    return run
 
 
 def inferred(layer, x):

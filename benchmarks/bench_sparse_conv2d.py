@@ -1,7 +1,5 @@
 """The sparse convolution beside oneDNN's dense one and SparseProp: forward and backward of one layer, gradients for input and weight."""
-import ctypes
 import importlib
-import platform
 
 import pytest
 import torch
@@ -13,16 +11,7 @@ from sparsekern.testing import assert_close, random_csr
 SHAPES = [(64, 64, 32, 3), (128, 128, 16, 3), (256, 256, 8, 3)]
 SPARSITIES = [0.8, 0.85, 0.9, 0.95, 0.98]
 BATCH = 128
-
-
-@pytest.fixture(scope="module", autouse=True)
-def keep_freed_memory():
-    """Outputs reuse memory, as in a training loop; else glibc gives 32 MB back each round and page faults are all one sees."""
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        trim, mmap = -1, -3                             # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-        libc.mallopt(trim, 2**31 - 1)
-        libc.mallopt(mmap, 2**30)
+pytestmark = pytest.mark.usefixtures("keep_freed_memory")
 
 
 def sparseprop():

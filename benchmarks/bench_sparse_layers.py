@@ -1,20 +1,12 @@
 """The sparse layers as a user has them, forward and backward through autograd, beside dense ones and the layers of other packages."""
 import pytest
 import torch
+from steps import trained
 from torch import nn
 from torch.nn import functional as F
 
 from sparsekern.nn import SparseConv2d, SparseLinear
 from sparsekern.testing import assert_close
-
-
-def trained(layer, x, incoming):
-    """One forward and backward with the gradients of everything, as in the middle of a net."""
-    def run():
-        x.grad = None
-        layer.zero_grad()
-        layer(x).backward(incoming)
-    return run
 
 
 class Masked(nn.Module):

@@ -4,6 +4,7 @@ A benchmark calls `race(...)` once per shape. Results are checked before anythin
 is listed as void. Rows and targets are printed at the end of the run, and written as JSON with --benchmark-report FILE.
 """
 
+import ctypes
 import json
 import platform
 import shlex
@@ -38,6 +39,16 @@ def _copy_bandwidth() -> float:
 @pytest.fixture(scope="session")
 def copy_bandwidth():
     return _copy_bandwidth()
+
+
+@pytest.fixture(scope="session")
+def keep_freed_memory():
+    """Outputs reuse memory, as in a training loop; else glibc gives 30 to 100 MB back each round and page faults are all one sees."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        trim, mmap = -1, -3                             # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+        libc.mallopt(trim, 2**31 - 1)
+        libc.mallopt(mmap, 2**30)
 
 
 @pytest.fixture

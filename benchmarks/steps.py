@@ -1,8 +1,17 @@
-"""Whole training steps as contenders of a race."""
+"""Training as contenders of a race: a layer forward and backward, and whole steps."""
 import torch
 from torch.nn import functional as F
 
 from sparsekern.support.models import build_model
+
+
+def trained(layer, x, incoming):
+    """One forward and backward with the gradients of everything, as in the middle of a net."""
+    def run():
+        x.grad = None
+        layer.zero_grad()
+        layer(x).backward(incoming)
+    return run
 
 
 def training_step(model_name, images, labels, attach=None, fused=None):

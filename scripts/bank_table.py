@@ -88,12 +88,13 @@ def run_rows(runs: dict[str, dict]) -> list[str]:
     groups: dict[str, list[dict]] = {}
     for name, run in runs.items():
         groups.setdefault(re.sub(r"-seed\d+$", "", name), []).append(run)
-    lines = ["| run | seeds | " + " | ".join(f"{kind} %" for kind in KINDS) + " | the same before interpolation % | training FLOPs / dense |",
+    lines = ["| run | seeds | " + " | ".join(f"{kind} %" for kind in KINDS) + " | the four before interpolation % | training FLOPs / dense |",
              "|---" * (len(KINDS) + 4) + "|"]
     for name, group in groups.items():
         after, before = ([means(run, key) for run in group] for key in ("accuracy", "accuracy_before"))
-        cells = [spread(values) if (values := [found[kind] for found in after if kind in found]) else "-" for kind in KINDS]
-        cells.append(", ".join(spread(values) for kind in KINDS if (values := [found[kind] for found in before if kind in found])) or "-")
+        now, then = ([spread(values) if (values := [found[kind] for found in given if kind in found]) else "-" for kind in KINDS]
+                     for given in (after, before))
+        cells = [*now, ", ".join(then) if any(before) else "-"]
         flops = statistics.mean(run["training_flops"] / run["dense_training_flops"] for run in group)
         lines.append(f"| {name} | {len(group)} | {' | '.join(cells)} | {flops:.2f} |")
     return lines

@@ -90,7 +90,7 @@ def environment() -> list[tuple[str, str]]:
 
 
 def check(name: str, device: torch.device) -> list[tuple[str, bool, str]]:
-    """(implementation and device, agrees, why not) for each compiled implementation of an op that runs on `device`."""
+    """(implementation, agrees, why not) for each compiled implementation of an op that runs on `device`."""
     if name not in MAKERS:
         return []
     results = []
@@ -104,7 +104,7 @@ def check(name: str, device: torch.device) -> list[tuple[str, bool, str]]:
             reason = _compare(got, want)
         except Exception as error:                         # a kernel that does not even run is a finding, too
             reason = f"{type(error).__name__}: {error}"
-        results.append((f"{implementation}", reason == "", reason))
+        results.append((implementation, reason == "", reason))
     return results
 
 
@@ -173,7 +173,10 @@ def _tasks(draw):
     """Gradients of three tasks, the second against the first."""
     first, noise, third = _floats(draw), _floats(draw), _floats(draw)
     return first + [b - a for a, b in zip(first, noise)] + third
+
+
 def _channels(draw):
+    """Weights and two lists of masks in every spelling."""
     shapes = [(33, 5), (7, 1025), (2, 3, 5, 7), (0, 4), (6,)]
     first, second = _masks(draw, shapes), _masks(draw, shapes)
     first[1], second[2] = ops.pack_mask(first[1]), torch.empty(0, dtype=torch.bool)
@@ -181,6 +184,7 @@ def _channels(draw):
 
 
 def _packed(draw):
+    """Packed values of two layers, the second one whole, with gradients, momenta and positions."""
     gradient = torch.randn(40, generator=draw)
     index = torch.randperm(40, generator=draw)[:13].sort().values
     return [[torch.randn(13, generator=draw), torch.randn(7, generator=draw)], [gradient, torch.randn(7, generator=draw)],
@@ -303,7 +307,7 @@ MAKERS: dict[str, Callable[[torch.Generator], tuple[list, dict]]] = {
 # ---- the machine ----
 
 def _nvcc() -> str:
-    path = shutil.which("nvcc") or (shutil.which("nvcc", path="/usr/local/cuda/bin"))
+    path = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
     if path is None:
         return "not found (needed only to build the CUDA kernels)"
     try:

@@ -19,12 +19,12 @@ class Block(nn.Module):
         self.conv1, self.bn1 = nn.Conv2d(8, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
         self.conv2, self.bn2 = nn.Conv2d(12, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
         self.skip, self.bn3 = nn.Conv2d(8, 16, 1, bias=False), nn.BatchNorm2d(16)
-        self.last, self.fc = nn.Conv2d(16, 10, 1), nn.Linear(10, classes)
+        self.last, self.fc = nn.Conv2d(16, 10, 1), nn.Linear(40, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn0(self.stem(x)))
         x = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.bn3(self.skip(x)))
-        return self.fc(F.relu(self.last(x)).mean((2, 3)))
+        return self.fc(F.adaptive_avg_pool2d(F.relu(self.last(x)), 2).flatten(1))
 
 
 def make(net=None, optimizer="sgd", **fields):

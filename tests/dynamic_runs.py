@@ -5,6 +5,7 @@ import torch
 from ast_gc_runs import backward, one_thread, train  # noqa: F401
 
 from sparsekern import algorithms
+from sparsekern.sparsity.stores import flat_places, matrix
 from sparsekern.testing import small_convnet, toy_batch
 
 OPTIMIZERS = {"sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3, nesterov=True),
@@ -59,3 +60,16 @@ def resumed(name, optimizer, stop, total, sparsifier_first=False, **fields):
         other_sparsifier.load_state_dict(saved[2])
     again = train(other, other_sparsifier, range(stop, total))
     return (losses, state(net, opt, sparsifier)), (again, state(other, other_opt, other_sparsifier))
+
+
+def make_gse(**fields):
+    return make("gse", **({"delta_t": 5, "end": 50} | fields))
+
+
+def places(sparsifier):
+    """Flat positions of the connections of every layer."""
+    return [flat_places(*sparsifier.store.pattern(index)[:2], matrix(layer.shape)[1]) for index, layer in enumerate(sparsifier.layers)]
+
+
+def values(sparsifier):
+    return [sparsifier.store.pattern(index)[2] for index in range(len(sparsifier.layers))]

@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from sparsekern.deploy.bank import SubnetBank
 from sparsekern.deploy.bank_figures import FORMAT, check_report, differences, fit, machine, partial_path, read_report, report_path, sha256, text_table
 from sparsekern.deploy.bank_measure import deployment_of, held_bytes, pair, peak_bytes, repeats_for, size_of, size_of_whole, timings
+from sparsekern.deploy.bank_page import render
 from sparsekern.deploy.progress import Progress
 from sparsekern.deploy.timing import Timer, time_inference
 from sparsekern.sparsity.latency import write_json
@@ -45,7 +47,6 @@ def report_bank(path: Path | str, out: Path | str | None = None, *, batch: int =
     Raises:
         ValueError: a setting that cannot work, a bank or a report that cannot be read or is of something else.
     """
-    from sparsekern.deploy.bank import SubnetBank  # which asks this module what fits
     for name, value in (("batch", batch), ("rounds", rounds), ("threads", 1 if threads is None else threads)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"report: {name}: expected an integer of at least 1, got {value!r}")
@@ -78,7 +79,6 @@ class _Run:
         self.saved = time.monotonic()
 
     def measure(self, bank, names: Sequence[str], dense: nn.Module, images, options: dict, timer: Timer, progress: str) -> None:
-        from sparsekern.deploy.bank_page import render
         open_names = [name for name in names if len(self.rows.get(name, {}).get("times", ())) < self.rounds]
         try:
             with Progress(progress, len(open_names) * (self.rounds + 1)) as bar:

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sparsekern.deploy.deployed_file import cut_from, set_widths
 from sparsekern.deploy.timing import compare
 from sparsekern.sparsity.channel_masks import Channels
 from sparsekern.sparsity.latency import LatencyTable, layer_widths
+from sparsekern.sparsity.slim import is_cut_from, take_widths
 
 FILE = "slim.safetensors"
 MEASURED = ("measured_ms", "measured_full_ms", "speedup", "speedup_10", "speedup_90", "fps")
@@ -68,8 +68,11 @@ def describe(slim: dict) -> str:
 def load_slim(model: nn.Module, path: Path | str) -> nn.Module:
     """Give a whole model the channels and the weights of a slimmed one that was saved; the model is changed and returned.
 
+    Args:
+        model: of Linear, Conv2d and batch norm layers, as wide as before the run. Device and dtypes stay; each tensor is cut to the file's shape.
+        path: `slim.safetensors` of a run, or any state_dict of `Sparsifier.slim()` saved by safetensors.
     Raises:
-        ValueError: a file that cannot be read, or of another model.
+        ValueError: a file that cannot be read, or of another model (up to four entries are named); the model is as it was then.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -78,7 +81,7 @@ def load_slim(model: nn.Module, path: Path | str) -> nn.Module:
     except (SafetensorError, OSError) as error:
         raise ValueError(f"load_slim: cannot read {path} ({error})") from error
     own = model.state_dict()
-    wrong = [name for name, value in own.items() if name not in tensors or not cut_from(tensors[name], value.shape)]
+    wrong = [name for name, value in own.items() if name not in tensors or not is_cut_from(tensors[name], value.shape)]
     wrong = wrong or [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d, _BatchNorm))
                       and len({len(tensors[f"{name}.{key}".lstrip(".")]) for key, value in module.state_dict().items() if value.dim()}) > 1]
     if wrong or set(tensors) - set(own):
@@ -90,7 +93,7 @@ def load_slim(model: nn.Module, path: Path | str) -> nn.Module:
                 if old is not None and f"{prefix}{key}" in tensors:
                     new = tensors[f"{prefix}{key}"].to(old.device, old.dtype)
                     kind[key] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
-        set_widths(module)
+        take_widths(module)
     return model
 
 

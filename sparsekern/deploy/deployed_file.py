@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsekern.nn import PackedNM, PackedNMConv2d, PackedNMLinear, SparseConv2d, SparseLinear, SparseWeight
+from sparsekern.sparsity.slim import is_cut_from, take_widths
 from sparsekern.support.models import build_model
 from sparsekern.support.provenance import finite
 from sparsekern.support.tensor_file import TensorFileError, load_tensors, save_tensors
@@ -156,32 +157,14 @@ def _take(name: str, module: nn.Module, tensors: dict[str, Tensor]) -> None:
                     raise ValueError(f"{prefix}{key}: missing")
                 continue
             wanted = module._parameters["weight"].shape[:1] if old is None and key == "bias" else None if old is None else old.shape
-            if wanted is None or not cut_from(new, wanted) or (old is not None and new.is_floating_point() != old.is_floating_point()):
+            if wanted is None or not is_cut_from(new, wanted) or (old is not None and new.is_floating_point() != old.is_floating_point()):
                 raise ValueError(f"{prefix}{key}: expected {'nothing' if wanted is None else f'at most {list(wanted)}'}, got {new.dtype} "
                                  f"{list(new.shape)}")
             table[key] = nn.Parameter(new, requires_grad=new.is_floating_point()) if table is module._parameters else new
-    set_widths(module)
+    take_widths(module)
     lengths = {len(tensor) for tensor in module.state_dict(keep_vars=True).values() if tensor.dim()}
     if isinstance(module, nn.Linear | nn.Conv2d | _BatchNorm) and len(lengths) > 1:
         raise ValueError(f"{name}: its tensors have different numbers of channels, {sorted(lengths)}")
-
-
-def set_widths(module: nn.Module) -> None:
-    """Let the attributes of a linear layer, convolution or norm say what its tensors are."""
-    if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.Conv2d):
-        depthwise = module.groups == module.in_channels == module.out_channels
-        module.out_channels, inputs = module.weight.shape[:2]
-        module.groups = module.out_channels if depthwise else module.groups
-        module.in_channels = inputs * module.groups
-    elif isinstance(module, _BatchNorm):
-        module.num_features = len(module.running_mean if module.weight is None else module.weight)
-
-
-def cut_from(new: Tensor, old: torch.Size) -> bool:
-    """Whether rows and columns of a tensor of shape `old` may have been taken out to make `new`."""
-    return new.dim() == len(old) and new.shape[2:] == old[2:] and all(0 < a <= b for a, b in zip(new.shape[:2], old[:2]))
 
 
 def _sentence(error: BaseException) -> str:

@@ -25,6 +25,7 @@ class PlannedLayer:
 
 @dataclass(frozen=True)
 class LatencyPlan:
+    """What `make_plan` found: nets that show each pair of widths a layer can have."""
     groups: tuple[ChannelGroup, ...]
     grids: dict[str, tuple[int, ...]]           # prunable group -> the widths measured
     layers: tuple[PlannedLayer, ...]

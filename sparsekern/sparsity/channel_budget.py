@@ -60,6 +60,7 @@ class ChannelBudget:
         return widths
 
     def total_ms(self, kept: Mapping[str, int]) -> float:
+        """Milliseconds of the net with so many channels {group: kept}."""
         return self.table.total_ms(self.widths(kept))
 
     def limits(self) -> tuple[float, float]:

@@ -195,6 +195,7 @@ class TaylorSum:
         return {group.name: part for group, part in zip(self.groups, mean.split([group.channels for group in self.groups]))}
 
     def clear(self) -> None:
+        """Begin a new mean."""
         self._sum.zero_()
         self._steps.zero_()
 

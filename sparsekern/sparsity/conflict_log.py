@@ -20,6 +20,7 @@ class ConflictLog:
         self.applied_steps = torch.zeros((), dtype=torch.int64)
 
     def record(self, step: int, correction: Correction | None, measured: list[Measured]) -> None:
+        """Add one step; nothing is read back from the device."""
         if not measured or step >= len(self.products):
             return
         totals = [one.products.sum() for one in measured]

@@ -21,6 +21,7 @@ from sparsekern.sparsity.timeline import FOREVER, Phase, Timeline, View
 
 @dataclass(kw_only=True)
 class SparseStartConfig(SparsifierConfig):
+    """Settings of every algorithm whose net is sparse from the first step."""
     sparsity: float = 0.9               # fraction of zeros over all prunable weights
     allocation: str = "er"              # er (Erdos-Renyi over the flattened kernel), erk (kernel sides count) or uniform
     init: str = "fan_in"                # fan_in: scaled to each unit's real fan-in; keep: the model's own values where connections are
@@ -32,6 +33,7 @@ class SparseStartConfig(SparsifierConfig):
 
 @dataclass(kw_only=True)
 class DynamicConfig(SparseStartConfig):
+    """And of those that move connections."""
     delta_t: int | None = None          # steps between events
     end: int | None = None              # no event after this step
     prune_fraction: float = 0.3         # share of the connections exchanged at an event
@@ -150,6 +152,7 @@ class Dynamic(SparseStart):
         return super().make_patterns()
 
     def event_due(self, step: int) -> bool:
+        """Whether fewer events have taken place than stretches of delta_t steps end with or before this step."""
         return step < self.config.total_steps and (min(step, self.config.end) + 1) // self.config.delta_t > self.events
 
     def fraction(self, step: int) -> float:

@@ -164,6 +164,7 @@ def geometry_hash(model: nn.Module) -> str:
 
 
 def write_json(path: Path, values: dict) -> None:
+    """Whole or not at all: to a file beside it, to the disk, then into its place."""
     partial = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     with partial.open("w", encoding="utf-8") as file:
@@ -174,6 +175,11 @@ def write_json(path: Path, values: dict) -> None:
 
 
 def read_json(path: Path, form: str) -> dict:
+    """What `write_json` wrote.
+
+    Raises:
+        ValueError: a file that cannot be read, is damaged, or says another format than `form`.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -31,6 +31,7 @@ class MaskSet:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Of the masks, in the order they were added."""
         return tuple(self._masks)
 
     def add(self, name: str) -> None:
@@ -96,6 +97,7 @@ class MaskSet:
         self.write(name, new, ops.mask_stats(new)[:, 0].tolist())
 
     def restore(self, masks: Mapping[str, Sequence[Tensor]], counts: Mapping[str, Sequence[int]]) -> None:
+        """What `unpacked` returned."""
         for name, saved in masks.items():
             self.write(name, saved, counts[name])
 

@@ -51,6 +51,7 @@ class NM:
 
     @property
     def sparsity(self) -> float:
+        """Fraction of zeros."""
         return 1.0 - self.keep / self.group
 
     def nnz(self, numel: int) -> int:

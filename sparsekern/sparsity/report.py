@@ -5,6 +5,7 @@ from sparsekern import ops
 
 
 def summary(sparsifier) -> list[dict]:
+    """A row for each sub-net: exact counts and fractions over the prunable weights, and per layer."""
     s, rows = sparsifier, []
     counted = [layer.counted for layer in s.layers]
     stored = sum(layer.param.numel() for layer in s.layers if layer.counted)         # less than the dense weights where only nonzeros exist
@@ -22,6 +23,7 @@ def summary(sparsifier) -> list[dict]:
 
 
 def metrics(sparsifier) -> dict:
+    """What was measured on the way: the conflict log's shares (with `metrics` on), overlaps of sub-nets, and the events with their flips."""
     s = sparsifier
     result = s.log.summary(s.timeline.length, s.masks.layers) if s.config.metrics else {}
     result["overlap"] = [overlap(s.masks, a, b) for a, b in s.compared()]

@@ -102,6 +102,24 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
     return count
 
 
+def is_cut_from(new: Tensor, old: torch.Size) -> bool:
+    """Whether rows and columns of a tensor of shape `old` may have been taken out to make `new`."""
+    return new.dim() == len(old) and new.shape[2:] == old[2:] and all(0 < a <= b for a, b in zip(new.shape[:2], old[:2]))
+
+
+def take_widths(module: nn.Module) -> None:
+    """Make a Linear, Conv2d or batch norm say the widths that its tensors have; a depthwise convolution stays one. Other modules are left alone."""
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Conv2d):
+        depthwise = module.groups == module.in_channels == module.out_channels
+        module.out_channels, inputs = module.weight.shape[:2]
+        module.groups = module.out_channels if depthwise else module.groups
+        module.in_channels = inputs * module.groups
+    elif isinstance(module, _BatchNorm):
+        module.num_features = len(module.running_mean if module.weight is None else module.weight)
+
+
 def _cut(module: nn.Module, key: str, tensor: Tensor) -> None:
     old = getattr(module, key)
     tensor = tensor.contiguous(memory_format=torch.channels_last if _is_channels_last(old) else torch.contiguous_format)

@@ -38,6 +38,7 @@ class SparsifyReport:
 
     @property
     def nnz(self) -> int:
+        """Weights that are left in the exchanged layers."""
         return sum(layer.nnz for layer in self.layers)
 
     @property
@@ -162,6 +163,7 @@ def _check_names(masks: Mapping[str, Tensor], found: Mapping[str, nn.Module]) ->
 
 
 def listed(left: Mapping[str, str]) -> str:
+    """{name: reason} as the end of a message."""
     return "".join(f"; {name}: {reason}" for name, reason in left.items())
 
 

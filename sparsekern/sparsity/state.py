@@ -8,6 +8,7 @@ _FORMAT = 1
 
 
 def save(sparsifier) -> dict:
+    """{"tensors": copies by name, "meta": json-able values}; a run that loads them goes on bit for bit."""
     s = sparsifier
     tensors = s.masks.packed()
     for bank, name in enumerate(s.subnets[:len(s.norms.banks)]):
@@ -23,6 +24,11 @@ def save(sparsifier) -> dict:
 
 @torch.no_grad()
 def load(sparsifier, saved: dict) -> None:
+    """Take on what `save` returned.
+
+    Raises:
+        ValueError: a state of another algorithm, model or configuration, or a damaged one; the entry is named, and nothing has changed then.
+    """
     s = sparsifier
     if not isinstance(saved, dict) or not isinstance(saved.get("tensors"), dict) or not isinstance(saved.get("meta"), dict):
         raise ValueError("sparsifier state: expected {'tensors': {...}, 'meta': {...}} as state_dict() returns it")

@@ -45,6 +45,7 @@ class Tap:
 
 
 def is_convolution(module: nn.Module) -> bool:
+    """Of two dimensions, dense or sparse."""
     return isinstance(module, (nn.Conv2d, SparseConv2d))
 
 

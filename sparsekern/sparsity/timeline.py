@@ -26,6 +26,7 @@ class View:
 
 @dataclass(frozen=True)
 class Phase:
+    """Steps in a row that see the weights through the same view."""
     name: str
     steps: int
     view: View

@@ -146,10 +146,12 @@ def describe(subnets: Mapping[str, Mapping]) -> str:
 
 
 def table(subnets: list[Mapping]) -> str:
-    """The final table as aligned text."""
-    head = ("sub-net", "pattern", "target", "sparsity", "nonzeros", "accuracy", "loss", "forward FLOPs")
-    rows = [(s["name"], s["pattern"], _share(s["target_sparsity"]), _share(s["sparsity"]), f"{s['nnz']:,}", f"{s['accuracy']:.2%}",
-             f"{s['loss']:.4f}" if s["loss"] is not None else "-", f"{s['forward_flops']:.4g}") for s in subnets]
+    """The final table as aligned text; where something was chosen at the end, with the accuracies before it."""
+    chosen = [key for key in ("accuracy_of_stage", "accuracy_before") if any(key in s for s in subnets)]
+    head = ("sub-net", "pattern", "target", "sparsity", "nonzeros", *("own stage", "before")[:len(chosen)], "accuracy", "loss", "forward FLOPs")
+    rows = [(s["name"], s["pattern"], _share(s["target_sparsity"]), _share(s["sparsity"]), f"{s['nnz']:,}",
+             *(_percent(s.get(key), 2) for key in chosen), f"{s['accuracy']:.2%}", f"{s['loss']:.4f}" if s["loss"] is not None else "-",
+             f"{s['forward_flops']:.4g}") for s in subnets]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     return "\n".join("  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
                      for row in [head, tuple("-" * w for w in widths), *rows])
@@ -164,8 +166,8 @@ def _stage(shown: Mapping, after: str = " ") -> str:
     return f"{shown['stage']}{after}" if shown.get("stage") else ""
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value:.{digits}%}"
 
 
 def _share(value: float | None) -> str:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from dynamic_runs import accuracy, assert_same_state, backward, make, one_thread, resumed, state, train  # noqa: F401
+from dynamic_runs import accuracy, assert_same_state, backward, make, make_gse, one_thread, places, resumed, state, train, values  # noqa: F401
 from torch import nn
 
 import sparsekern
@@ -13,21 +13,6 @@ from sparsekern.sparsity import taps
 from sparsekern.sparsity.patterns import kept
 from sparsekern.sparsity.stores import Move
 from sparsekern.testing import small_convnet, toy_batch, watch_allocations
-
-
-def make_gse(**fields):
-    return make("gse", **({"delta_t": 5, "end": 50} | fields))
-
-
-def places(sparsifier):
-    """Flat positions of the connections of every layer."""
-    from sparsekern.sparsity.stores import flat_places, matrix
-    return [flat_places(*sparsifier.store.pattern(index)[:2], matrix(layer.shape)[1]) for index, layer in enumerate(sparsifier.layers)]
-
-
-def values(sparsifier):
-    return [sparsifier.store.pattern(index)[2] for index in range(len(sparsifier.layers))]
-
 
 # The start.
 

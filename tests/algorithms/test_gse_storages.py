@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dynamic_runs import accuracy, assert_same_state, backward, make, one_thread, resumed, state, train  # noqa: F401
+from dynamic_runs import accuracy, assert_same_state, backward, make, make_gse, one_thread, places, resumed, state, train, values  # noqa: F401
 from torch import nn
 
 from sparsekern.testing import small_convnet
@@ -23,20 +23,6 @@ class Tokens(nn.Module):
 
 
 NETS = {"convnet": small_convnet, "tokens": Tokens}
-
-
-def make_gse(**fields):
-    return make("gse", **({"delta_t": 5, "end": 50} | fields))
-
-
-def places(sparsifier):
-    """Flat positions of the connections of every layer."""
-    from sparsekern.sparsity.stores import flat_places, matrix
-    return [flat_places(*sparsifier.store.pattern(index)[:2], matrix(layer.shape)[1]) for index, layer in enumerate(sparsifier.layers)]
-
-
-def values(sparsifier):
-    return [sparsifier.store.pattern(index)[2] for index in range(len(sparsifier.layers))]
 
 
 @pytest.mark.parametrize("net", NETS)

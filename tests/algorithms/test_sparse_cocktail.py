@@ -73,12 +73,10 @@ def test_masks_are_made_by_hand_from_the_trained_weights_of_the_stage_before():
         train(net, s, range(s.steps, last))
         weights = {}
 
-        def spy(found=weights, choose=s.masks_of):
-            def masks_of(k):
-                found.update({layer.name: layer.param.detach().clone() for layer in s.prunable})
-                return choose(k)
-            return masks_of
-        s.masks_of = spy()
+        def spy(stage, found=weights, masks_of=s.masks_of):
+            found.update({layer.name: layer.param.detach().clone() for layer in s.prunable})
+            return masks_of(stage)
+        s.masks_of = spy
         train(net, s, [last])
         del s.masks_of
         w = [weights[layer.name] for layer in s.prunable]
@@ -101,8 +99,9 @@ def test_masks_are_made_by_hand_from_the_trained_weights_of_the_stage_before():
             keep[own.argsort(descending=True, stable=True)[:rows]] = True
             mask = dict(zip(s.masks.layers, s.masks[f"c{k}"]))
             assert torch.equal(mask[f"{name}.weight"].flatten(1).all(1), keep) and torch.equal(mask[f"{name}.weight"].flatten(1).any(1), keep)
-            followers = {"conv1": ["bn1.weight", "bn1.bias"], "conv2": ["bn2.weight", "bn2.bias"], "skip": ["bn3.weight", "bn3.bias"], "last": ["last.bias"]}
-            assert all(torch.equal(mask[follower], keep) for follower in followers[name])
+            norm = {"conv1": "bn1", "conv2": "bn2", "skip": "bn3"}.get(name)
+            followers = [f"{norm}.weight", f"{norm}.bias"] if norm else ["last.bias"]
+            assert all(torch.equal(mask[follower], keep) for follower in followers)
         counts = [int(mask.sum()) for mask in s.masks[f"c{k}"]]
         assert counts == s.masks.counts(f"c{k}")
         parent = u
@@ -237,7 +236,8 @@ def test_the_snapshot_may_be_the_end_of_the_dense_stage():
     assert not s.digests
     train(net, s, [14])
     reader, now = s.store.open("R"), numbers(net)
-    assert sorted(s.digests) == ["R"] and len(s.history) == 2 and all(torch.equal(reader[f"model/{key}"], now[key]) for key in ("stem.weight", "fc.bias"))
+    assert sorted(s.digests) == ["R"] and len(s.history) == 2
+    assert all(torch.equal(reader[f"model/{key}"], now[key]) for key in ("stem.weight", "fc.bias"))
 
 
 def test_without_rewinding_weights_momentum_and_norms_go_on():
@@ -255,7 +255,7 @@ def test_a_sub_net_is_the_dense_net_until_its_stage_and_keeps_its_norms_after_it
     train(net, s, range(20))
     evaluate = judge(net, s)
     assert evaluate("u2") == evaluate("dense") == evaluate("c3") and s.masks.sparsity("u2") == 0
-    before = {name: bank for name, bank in banks(s).items()}
+    before = banks(s)
     train(net, s, range(20, 30))
     after = banks(s)
     for name in ("u2", "c2", "1:2"):
@@ -302,7 +302,8 @@ def test_linear_layers_of_an_mlp():
     ({"beta": 1.5}, "beta"), ({"bn": "own"}, "bn: expected 'pattern' or 'shared'"), ({"naive_refill": True, "umg": False}, "naive_refill"),
     ({"score_batches": -1}, "score_batches"), ({"stage_steps": 5}, "stage_steps: expected at least 6"),
     ({"stage_steps": 18}, "at least 1 of the 54 steps left for the dense stage, got 18 and 0"),
-    ({"rewind_steps": 16}, "rewind_steps: expected 1 to 15"), ({"shape": (1, 8, 8)}, r"coupled: .*\[1, 1, 8, 8\]"), ({"nm": "2:7", "nm_stages": None}, "2:7 fits no layer")])
+    ({"rewind_steps": 16}, "rewind_steps: expected 1 to 15"), ({"shape": (1, 8, 8)}, r"coupled: .*\[1, 1, 8, 8\]"),
+    ({"nm": "2:7", "nm_stages": None}, "2:7 fits no layer")])
 def test_settings_that_cannot_work_are_refused(fields, words):
     with pytest.raises(ValueError, match=words):
         make(**fields)

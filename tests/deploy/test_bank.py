@@ -5,6 +5,7 @@ import random
 import weakref
 
 import channel_runs
+import cocktail_runs
 import pytest
 import torch
 from ast_gc_runs import train
@@ -25,7 +26,7 @@ BUILDS = {
     "magnitude": {},
     "iee": {},
     "iee nm": {"sparsity": None, "pattern": "nm", "nm": "2:4", "skip_first": True},
-    "static": {}, "rigl": {}, "set": {}, "gse": {},
+    "static": {}, "rigl": {}, "set": {}, "gse": {}, "gse masked": {"storage": "masked"},
     "static csr": {"storage": "csr"}, "set csr": {"storage": "csr"}, "gse csr": {"storage": "csr"},
     "dense": {"sparsity": None},
 }
@@ -36,6 +37,11 @@ def trained(kind, tmp_path, net=None, steps=8):
     if kind in ("halp", "iee channel"):
         net, _, sparsifier = channel_runs.make(tmp_path / "t.json", kind.split()[0])
         channel_runs.train(net, sparsifier, range(20))
+        return net, sparsifier
+    if kind == "sparse-cocktail":
+        net, _, sparsifier = cocktail_runs.make()
+        cocktail_runs.train(net, sparsifier, range(sparsifier.config.total_steps))
+        sparsifier.finalize(cocktail_runs.judge(net, sparsifier), lambda: iter([toy_batch(1)[0]]))
         return net, sparsifier
     fields = dict(BUILDS[kind])
     if fields.get("sparsity", 0) is None:
@@ -76,10 +82,10 @@ def assert_same(one, other):
 
 def fresh(kind):
     torch.manual_seed(7)
-    return channel_runs.Small() if kind in ("halp", "iee channel") else small_convnet()
+    return {"halp": channel_runs.Small, "iee channel": channel_runs.Small, "sparse-cocktail": cocktail_runs.Block}.get(kind, small_convnet)()
 
 
-@pytest.mark.parametrize("kind", [*BUILDS, "halp", "iee channel"])
+@pytest.mark.parametrize("kind", [*BUILDS, "halp", "iee channel", "sparse-cocktail"])
 def test_every_training_becomes_a_bank_and_comes_back(tmp_path, kind):
     net, sparsifier = trained(kind, tmp_path)
     before = everything(net, sparsifier)
@@ -88,6 +94,8 @@ def test_every_training_becomes_a_bank_and_comes_back(tmp_path, kind):
     loaded = SubnetBank.load(bank.save(tmp_path / "b.safetensors"))
     assert loaded.names() == bank.names() == sparsifier.subnets
     assert loaded.meta == bank.meta and loaded.meta["data"] == "toy" and loaded.meta["seed"] == 3 and loaded.size() == bank.size()
+    content = (tmp_path / "b.safetensors").read_bytes()
+    assert bank.size()["total"] == len(content) - 8 - int.from_bytes(content[:8], "little")
     wanted, model = outputs(net, sparsifier), fresh(kind).eval()
     for row, name in zip(sparsifier.summary(), bank.names()):
         subnet = loaded.subnet(name)
@@ -178,6 +186,16 @@ def test_masks_stay_packed_and_equal_ones_are_one(tmp_path):
     assert all(a is b for a, b in zip(*active.masks[:2])) and active.masks[2][0] is not active.masks[0][0]
     norms = sum(value.nbytes for name in ("0.8", "0.9") for value in bank.subnet(name).norms.values())
     assert active.nbytes() == 2 * sum(4 * (-(-n // 32)) for n in sparsifier.masks.numels) + norms
+
+
+def test_the_bank_goes_where_the_model_is(tmp_path, device):
+    net, sparsifier = trained("ast-gc", tmp_path)
+    bank, model, x = SubnetBank.from_sparsifier(sparsifier), fresh("ast-gc").to(device).eval(), toy_batch(99)[0].to(device)
+    for name, wanted in outputs(net, sparsifier).items():
+        with torch.no_grad():
+            for found in (bank.activate(model, name), bank.plain(name, fresh("ast-gc").to(device))):
+                torch.testing.assert_close(found(x).cpu(), wanted, rtol=1e-3, atol=1e-3)
+    assert all(mask.device.type == device.type for masks in vars(model)["_sparsekern_bank"].masks for mask in masks if mask is not None)
 
 
 @pytest.mark.parametrize("name", ["0.5", "0.9"])

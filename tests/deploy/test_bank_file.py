@@ -7,6 +7,7 @@ import struct
 import pytest
 import torch
 from ast_gc_runs import make
+from dynamic_runs import make as make_sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -217,6 +218,32 @@ HOSTILE = [
 
 @pytest.mark.parametrize("change, words", HOSTILE, ids=range(len(HOSTILE)))
 def test_a_hostile_file_is_refused_with_the_reason(file, change, words):
+    with pytest.raises(BankError, match=rf"^bank\.safetensors: .*{words}"):
+        SubnetBank.load(edited(file, change))
+
+
+def flipped(name, place, value):
+    def change(tensors, meta):
+        tensors[name][place] = value
+    return change
+
+
+@pytest.mark.parametrize("change, words", [
+    (flipped("weight/2.col", 0, 99), r"csr: 2.weight: col: expected columns in \[0, 36\)"), (flipped("weight/2.crow", 1, -5), "csr: 2.weight: crow"),
+    (flipped("weight/2.crow", 6, 2**30), "csr: 2.weight: crow"), (tensor("weight/2.crow", torch.zeros(6, dtype=torch.int32)), "csr: 2.weight: crow"),
+    (tensor("weight/2.values", torch.zeros(3)), "csr: 2.weight: expected one number per column index"),
+    (tensor("weight/2.values", None), "csr: 2.weight: values missing"),
+    (tensor("weight/2.col", torch.zeros(3, dtype=torch.int64)), "csr: 2.weight: "),
+    (put("layout", "csr", "2.weight", [6, 4, 3, 2]), "csr: 2.weight: col"), (put("layout", "csr", "2.weight", [7, 4, 3, 3]), "csr: 2.weight: crow"),
+    (put("layout", "csr", "2.weight", [6, 36]), "not those of the architecture"), (put("layout", "csr", "2.weight", [6, 2**16, 2**16, 1]), "shape"),
+    (put("layout", "csr", "2.weight", [6, 0]), "csr: 2.weight: shape"), (put("layout", "csr", "2.weight", [6.0, 36]), "csr: 2.weight: shape"),
+    (drop("layout", "csr", "2.weight"), "prunable: expected"), (put("layout", "masks", "2.weight", []), "masks: '2.weight' is no parameter"),
+    (put("subnets", 0, "nnz", 1), "nnz: says 1, its masks keep "),
+])
+def test_hostile_sparse_layers(tmp_path, change, words):
+    _, _, sparsifier = make_sparse("static", net=net(), sparsity=0.5, storage="csr")
+    file = SubnetBank.from_sparsifier(sparsifier).save(tmp_path / "bank.safetensors")
+    assert SubnetBank.load(file).subnet("0.5").sparsity == 0.5
     with pytest.raises(BankError, match=rf"^bank\.safetensors: .*{words}"):
         SubnetBank.load(edited(file, change))
 

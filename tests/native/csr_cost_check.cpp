@@ -1,21 +1,11 @@
 // The cost model of the CSR products and the plan of the staged one: host code.
-#include <cstdio>
-#include <cstdlib>
-#include <initializer_list>
-
 #include "cuda/csr_cost.h"
 
-using namespace sparsekern::cuda;
+#include <initializer_list>
 
-#define REQUIRE(condition, ...)                           \
-  do {                                                    \
-    if (!(condition)) {                                   \
-      std::printf("line %d: %s: ", __LINE__, #condition); \
-      std::printf(__VA_ARGS__);                           \
-      std::printf("\n");                                  \
-      std::exit(1);                                       \
-    }                                                     \
-  } while (0)
+#include "require.h"
+
+using namespace sparsekern::cuda;
 
 namespace {
 

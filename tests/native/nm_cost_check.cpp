@@ -1,22 +1,12 @@
 // The cost model of the N:M product, its plan of tiles, and division by multiplication: host code.
 #include "cuda/nm_cost.h"
 
-#include <cstdio>
-#include <cstdlib>
 #include <initializer_list>
 #include <tuple>
 
-using namespace sparsekern::cuda;
+#include "require.h"
 
-#define REQUIRE(condition, ...)                           \
-  do {                                                    \
-    if (!(condition)) {                                   \
-      std::printf("line %d: %s: ", __LINE__, #condition); \
-      std::printf(__VA_ARGS__);                           \
-      std::printf("\n");                                  \
-      std::exit(1);                                       \
-    }                                                     \
-  } while (0)
+using namespace sparsekern::cuda;
 
 namespace {
 

@@ -7,7 +7,7 @@ from staged import Staged, build
 
 from sparsekern.training import TrainConfig, plots, train
 from sparsekern.training.html import render
-from sparsekern.training.progress import describe, make_progress
+from sparsekern.training.progress import describe, make_progress, table
 
 
 def entry(name, pattern, sparsity, **more):
@@ -94,6 +94,14 @@ def test_the_page_shows_before_and_after(tmp_path, monkeypatch):
     for row in old["history"]:
         row.pop("stage")
     assert "before the choice" not in render(old)
+
+
+def test_the_table_shows_before_and_after():
+    rows = [row | {"nnz": 10, "loss": 0.5, "forward_flops": 1e6} for row in many()["subnets"][:2]]
+    rows[0]["accuracy_of_stage"] = None
+    head, _, dense, first = table(rows).splitlines()
+    assert head.split()[4:] == ["nonzeros", "own", "stage", "before", "accuracy", "loss", "forward", "FLOPs"]
+    assert dense.split()[4:] == ["10", "-", "80.00%", "90.00%", "0.5000", "1e+06"] and first.split()[5:8] == ["85.00%", "80.00%", "89.00%"]
 
 
 def test_lines_stay_short(capsys):

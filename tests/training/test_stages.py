@@ -205,6 +205,20 @@ def test_only_the_sub_nets_of_a_stage_are_measured_in_it(tmp_path, monkeypatch):
     assert report["subnets"][0]["accuracy_of_stage"] == report["stages"][0]["subnets"]["dense"]["accuracy"]
 
 
+def test_a_stage_may_end_inside_an_epoch(tmp_path, capsys):
+    keep, first, second = Keep(), Keep(8), Keep()
+    report = train(config(tmp_path / "whole", epochs=4, progress="plain"), keep, build)
+    assert "3 stages of 1.33 epochs each, 24 steps in all" in capsys.readouterr().out
+    assert [stage["step"] for stage in report["stages"]] == [8, 16, 24]
+    assert [(row["step"], row["stage"]) for row in report["history"]] == [(6, "stage 1/3"), (12, "stage 2/3"), (18, "stage 3/3"), (24, "stage 3/3")]
+    assert keep.rates[8] == keep.rates[16] == 0.05 and keep.rates[7] == keep.rates[23] < 0.01
+    with pytest.raises(Interrupted):
+        train(config(tmp_path / "run", epochs=4), first, build)
+    again = train(config(tmp_path / "run", epochs=4, resume=True), second, build)
+    assert without_time(again) == without_time(report)
+    assert_same(second, keep)
+
+
 def test_a_stage_file_that_is_damaged_at_the_end_is_told(tmp_path):
     def cut(run):
         if run.step == 3 * EPOCH - 1:
