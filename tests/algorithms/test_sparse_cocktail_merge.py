@@ -7,6 +7,7 @@ import torch
 from ast_gc_runs import one_thread  # noqa: F401
 from cocktail_runs import SHAPE, Block, banks, inputs, judge, make, numbers, train
 from dynamic_runs import assert_same_state
+from torch import nn
 from torch.nn import functional as F
 
 from sparsekern.sparsity.channel_groups import find_channel_groups
@@ -163,6 +164,42 @@ def test_finalize_says_what_is_missing(over, tmp_path):
     (tmp_path / "copy" / "D2.safetensors").unlink()
     with pytest.raises(ValueError, match="D2.safetensors is missing"):
         s.finalize(judge(net, s), inputs())
+    net, _, s = again(over)
+    s.remove()
+    before = numbers(net)
+    with pytest.raises(ValueError, match="finalize: this sparsifier was removed"):
+        s.finalize(judge(net, s), inputs())
+    assert all(torch.equal(value, before[key]) for key, value in numbers(net).items()) and s.alphas == []
+
+
+class NormBehindAPrunedLayer(nn.Module):
+    """The first convolution has no norm, so the only norm of the net sees what masks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv, self.bn, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3), nn.BatchNorm2d(12), nn.Linear(12, 4)
+
+    def forward(self, x):
+        return self.fc(F.relu(self.bn(self.conv(F.relu(self.stem(x))))).mean((2, 3)))
+
+
+def test_a_first_norm_behind_a_pruned_layer_is_not_shared():
+    net, _, s = make(NormBehindAPrunedLayer())
+    train(net, s, range(54))
+    s.finalize(judge(net, s), inputs())
+    pictures = torch.cat(list(inputs()()))
+    for name in s.subnets:
+        with s.subnet(name), torch.no_grad():
+            mean = net.conv(F.relu(net.stem(pictures))).mean((0, 2, 3))
+        shown = s.masks[name][s.masks.layers.index("bn.weight")]
+        torch.testing.assert_close(banks(s)[name]["bn.running_mean"][shown], mean[shown])
+
+
+def test_without_norms_nothing_is_measured():
+    net, _, s = make(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)))
+    train(net, s, range(54))
+    s.finalize(judge(net, s), lambda: pytest.fail("no norm asks for batches"))
+    assert len(s.alphas) == 2
 
 
 # To disk and back.
