@@ -17,8 +17,9 @@ from sparsekern import ops
 from sparsekern.algorithms.cocktail_config import SparseCocktailConfig
 from sparsekern.algorithms.cocktail_merge import Merge
 from sparsekern.sparsity.allocation import global_masks
-from sparsekern.sparsity.channel_choice import ChannelChoice, example_input
+from sparsekern.sparsity.channel_choice import ChannelChoice, ChoiceMasks, example_input
 from sparsekern.sparsity.channel_masks import ChannelShare
+from sparsekern.sparsity.interpolation import POOL
 from sparsekern.sparsity.layers import Layer
 from sparsekern.sparsity.nm_groups import groupable
 from sparsekern.sparsity.patterns import NM, Pattern, Unstructured, Whole, kept
@@ -86,6 +87,9 @@ class SparseCocktail(Sparsifier):
                 raise ValueError(f"rate: stage {k} would keep {kept(numel, self.ladder['u'][k])} weights of {len(self.prunable)} layers and prune "
                                  f"one away; lower the rate or the number of stages")
         return self.prunable + self.channels.followers()
+
+    def make_masks(self) -> ChoiceMasks:
+        return ChoiceMasks(self.layers, self.channels, [f"c{k}" for k in self._sparse])
 
     def make_patterns(self) -> dict[str, Pattern]:
         nets = {f"u{k}": Unstructured(self.ladder["u"][k]) for k in self._sparse} | {f"c{k}": ChannelShare(self.ladder["c"][k]) for k in self._sparse}
@@ -271,7 +275,7 @@ class SparseCocktail(Sparsifier):
 
     def opened(self, name: str):
         """What this run stored under a name: "R" the snapshot, "D2" what stage 2 left."""
-        return self.store.check(name, self.digests[name])
+        return self.store.check(name, self.digests.get(name, "none"))
 
     def metrics(self) -> dict:
         """Adds "alphas", "stages" (first step and steps of each), and "training_flops_by_subnet": the multiples of each sub-net's forward FLOPs
@@ -295,6 +299,9 @@ class SparseCocktail(Sparsifier):
         return {"alphas": list(self.alphas), "stages": dict(self.digests)}
 
     def load_extra_state(self, values: dict) -> None:
-        for name, digest in values["stages"].items():
+        alphas, stages = values["alphas"], values["stages"]
+        if not isinstance(stages, dict) or not isinstance(alphas, list) or not all(alpha in POOL for alpha in alphas):
+            raise ValueError(f"sparsifier state: extra: expected alphas of {list(POOL)} and digests of stages by name, got {alphas!r} and {stages!r}")
+        for name, digest in stages.items():
             self.store.check(name, digest)
-        self.alphas, self.digests = list(values["alphas"]), dict(values["stages"])
+        self.alphas, self.digests = list(alphas), dict(stages)

@@ -244,7 +244,34 @@ def test_a_state_without_its_stages_or_with_other_ones_is_refused(over, tmp_path
         s.use_directory(tmp_path)
 
 
+@pytest.mark.parametrize("extra", [{"alphas": [0.15]}, {"alphas": "0.5"}, {"stages": ["R"]}])
+def test_a_state_with_other_alphas_or_stages_than_there_can_be_is_refused(over, extra):
+    (_, _, own), directory = over
+    _, _, s = make()
+    s.use_directory(directory)
+    own = copy.deepcopy(own)
+    own["meta"]["extra"] |= extra
+    with pytest.raises(ValueError, match="sparsifier state: extra: expected alphas of"):
+        s.load_state_dict(own)
+    assert s.steps == 0 and s.alphas == [] and s.digests == {}
+
+
 # What is reported, and given back.
+
+@pytest.mark.parametrize("coupled", [True, False])
+def test_what_reads_hidden_channels_costs_less_where_they_can_be_removed(coupled):
+    net, _, s = make(coupled=coupled)
+    train(net, s, range(54))
+    one, two, last = 9 / 12, 12 / 16, 7 / 10                                 # of the channels of conv1, of conv2 and skip, of last
+    rows = {"conv1.weight": one, "conv2.weight": two, "skip.weight": two, "last.weight": last}
+    reads = {"conv2.weight": one, "last.weight": two, "fc.weight": last} if coupled else {}
+    assert s.masks.densities("c3") == pytest.approx({name: rows.get(name, 1) * reads.get(name, 1) for name in [*rows, *reads]})
+    assert s.masks.densities("u3").keys() == rows.keys() and s.masks.densities("dense") == dict.fromkeys(rows, 1.0)
+    weights = {name: value.numel() for name, value in net.named_parameters() if name.removesuffix(".weight") in ("stem", "fc") or name in rows}
+    left = sum(count * s.masks.densities("c3").get(name, 1.0) for name, count in weights.items())
+    assert s.masks.effective_sparsity("c3") == pytest.approx(1 - left / sum(weights.values()))
+    assert s.masks.effective_sparsity("u3") == s.masks.sparsity("u3")
+
 
 def test_metrics_tell_stages_alphas_flops_and_events(over):
     net, _, s = again(over)
