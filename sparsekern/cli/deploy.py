@@ -1,4 +1,5 @@
 """sparsekern deploy: one sub-net of a bank, as small and as fast as it gets on this machine, as a file."""
+import math
 from pathlib import Path
 
 from sparsekern.cli.usage import Parser, UsageError, running
@@ -46,7 +47,7 @@ def _deploy(given) -> int:
     if kind == "onnx" and given.backend not in ("auto", "dense"):
         raise ValueError(f"backend: ONNX has dense layers only, got {given.backend}")
     if given.out is not None and not given.list:
-        _check_out(Path(given.out), given.overwrite)
+        _check_out(Path(given.out), Path(given.bank), given.overwrite)
     if not Path(given.bank).is_file():
         raise ValueError(f"{given.bank} is no file; the bank of a run is RUN_DIR/bank.safetensors")
     bank = SubnetBank.load(given.bank)
@@ -56,12 +57,15 @@ def _deploy(given) -> int:
     model = bank.meta.get("model")
     if model is None:
         raise ValueError(f"{given.bank} does not say which model it is of; from Python: SubnetBank.load(...).deploy(name, model=...)")
-    name = fit(bank, **limits) if limits else given.subnet
+    setup = {"batch": given.batch, "fold": given.fold, "device": given.device.partition(":")[0]}
+    name = fit(bank, **limits, setup=setup) if limits else given.subnet
     net = bank.deploy(name, given.device, given.batch, fold=given.fold, prefer=given.prefer, backend="dense" if kind == "onnx" else given.backend)
     subnet = bank.subnet(name)
     accuracy = "" if subnet.accuracy is None else f", accuracy {subnet.accuracy:.2%}"
     print(f"{name} of {model['name']}: {subnet.pattern}, {subnet.sparsity:.2%} zeros{accuracy}")
     print(net.deployment)
+    if net.deployment.latency_ms > limits.get("latency_ms", math.inf):
+        print(f"above the limit of {limits['latency_ms']:g} ms this time; the report's medians are within it")
     if given.out is not None:
         path = _write(net, bank, name, kind, Path(given.out))
         zeros = f"; {_zeros(net):.1%} of the weights in it are zeros" if kind == "onnx" else ""
@@ -69,8 +73,10 @@ def _deploy(given) -> int:
     return 0
 
 
-def _check_out(path: Path, overwrite: bool) -> None:
+def _check_out(path: Path, bank: Path, overwrite: bool) -> None:
     """Before minutes of measuring."""
+    if path.exists() and bank.exists() and path.samefile(bank):
+        raise ValueError(f"out: {path} is the bank itself, with all other sub-nets; choose another --out")
     if path.is_dir() or not path.parent.is_dir():
         raise ValueError(f"out: expected a file in a directory that exists, got {path}")
     if path.exists() and not overwrite:

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from sparsekern import ops
 from sparsekern.deploy import bank_figures
-from sparsekern.deploy.bank_active import Active, active_on, check_model, densify, load_shared, refuse_taken
+from sparsekern.deploy.bank_active import Active, active_on, check_model, load_shared, make_dense, refuse_taken
 from sparsekern.deploy.bank_file import FORMAT, SCHEMA, BankError, Parts, architecture, check_facts, check_meta, csr_layers, sibling, sparsity
 from sparsekern.deploy.bank_masks import chains, elements, packed_words, planes
 from sparsekern.deploy.compact import compact
 from sparsekern.sparsity.layers import refuse_attached
 from sparsekern.sparsity.patterns import Unstructured
-from sparsekern.support.models import build_model
+from sparsekern.support.models import build_model, outline
 from sparsekern.support.provenance import commit, finite, versions
 from sparsekern.support.tensor_file import TensorFileError, load_tensors, save_tensors
 
@@ -144,6 +144,7 @@ class SubnetBank:
         except (BankError, RecursionError) as error:
             raise BankError(f"{path.name}: {error}") from error
         del meta["layout"]
+        meta.setdefault("model", None)
         return cls(meta, parts, path)
 
     # What is in it.
@@ -253,7 +254,7 @@ class SubnetBank:
             check_model(model, self._parts)
         made = self._build() if model is None else copy.deepcopy(model)
         load_shared(made, self._parts)
-        densify(made)
+        make_dense(made)
         own = dict(made.named_parameters(remove_duplicate=False)) | dict(made.named_buffers(remove_duplicate=False))
         for key, value in self._norms(place).items():
             own[key].copy_(value)
@@ -297,8 +298,10 @@ class SubnetBank:
         if named is None:
             raise BankError("this bank does not say which model it is of; pass model=")
         with torch.random.fork_rng(devices=[]):             # the fresh weights are replaced, and nobody's random numbers move
-            made = build_model(named["name"], classes=named["classes"], shape=tuple(named["shape"]))
-        check_model(made, self._parts)
+            made = outline(named, self.weights.values())
+            check_model(made, self._parts)                  # before the numbers of a file become memory
+            if any(parameter.is_meta for parameter in made.parameters()):
+                made = build_model(named["name"], classes=named["classes"], shape=tuple(named["shape"]))
         return made
 
     def _norms(self, place: int) -> dict[str, Tensor]:

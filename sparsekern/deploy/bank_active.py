@@ -29,6 +29,10 @@ def check_model(model: nn.Module, parts: Parts) -> None:
     for name in [*own, *(name for name, value in state.items() if not isinstance(value, Tensor))]:
         if name not in parts.signature:
             raise BankError(f"this bank is of another architecture: it has no {name} ({own.get(name, 'no tensor')} in the model)")
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)} | set(csr_layers(model))
+    for name in parts.masks:
+        if name not in parameters:
+            raise BankError(f"this bank masks {name}, which is no parameter of the model")
     active = active_on(model)
     becomes_dense = active is not None and active.was_dense             # before another bank takes its place
     sparse = {} if becomes_dense else csr_layers(model)
@@ -55,8 +59,8 @@ def load_shared(model: nn.Module, parts: Parts) -> None:
 
 
 @torch.no_grad()
-def densify(model: nn.Module) -> None:
-    """Dense layers in the place of sparse ones, zeros where they have no connection."""
+def make_dense(model: nn.Module) -> None:
+    """Dense layers in the place of sparse ones, in place and with the model's own biases; zeros where they have no connection."""
     new = {module: module.to_dense() for module in list(model.modules()) if isinstance(module, SparseWeight)}
     for module, made in new.items():
         made.bias = module.bias
@@ -116,7 +120,7 @@ class Active:
         for table, key, tensor in self.own:
             table[key] = tensor
         if self.was_dense:
-            densify(model)
+            make_dense(model)
         del model.__dict__[_KEY]
 
     def nbytes(self) -> int:

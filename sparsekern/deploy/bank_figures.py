@@ -2,7 +2,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -63,7 +63,7 @@ def pareto(rows: list[dict], cost: str = "latency_ms") -> list[dict]:
 
 # ---- choice ----
 
-def fit(source, latency_ms: float | None = None, memory_mb: float | None = None) -> str:
+def fit(source, latency_ms: float | None = None, memory_mb: float | None = None, setup: Mapping | None = None) -> str:
     """The most accurate sub-net that keeps all limits given, by the table that was measured on this machine.
 
     Equally accurate ones go by lower latency, then by the order of the bank. Sub-nets of unknown accuracy come after all others.
@@ -73,9 +73,10 @@ def fit(source, latency_ms: float | None = None, memory_mb: float | None = None)
             or what `report_bank` returned.
         latency_ms: at most so many milliseconds a batch of the report's size. memory_mb: at most so many times 10^6 bytes of weights and
             peak of activations together.
+        setup: what it is for, any of {"batch": 128, "fold": False, "device": "cpu"}; the report has to be of the same. None: as it was measured.
     Raises:
-        ValueError: no limit, or one that is no number of 0 or more; a report that is missing, damaged or not of this bank, machine and
-            number of threads; nothing fits (the fastest and the smallest sub-net are named).
+        ValueError: no limit, or one that is no number of 0 or more; a report that is missing, damaged or not of this bank, machine, number of
+            threads and setup; nothing fits (the fastest and the smallest sub-net are named).
     """
     limits = {key: (value, unit, factor) for key, value, unit, factor in (
         ("latency_ms", latency_ms, "ms", 1.0), ("memory_bytes", memory_mb, "MB", 1e6)) if value is not None}
@@ -85,6 +86,10 @@ def fit(source, latency_ms: float | None = None, memory_mb: float | None = None)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _MOST:
             raise ValueError(f"fit: limit in {unit}: expected a number of 0 or more, got {value!r}")
     report = _of(source)
+    measured, setup = report["setup"] | {"device": report["machine"]["type"]}, setup or {}
+    if wrong := differences({key: measured[key] for key in setup}, setup):
+        raise ValueError(f"fit: the report was measured in another setting: {wrong}; measure this one: sparsekern report "
+                         f"{report['bank']['file']} {_options(setup)}")
     rows = report["subnets"]
     fitting = [row for row in rows if all(row[key] <= value * factor for key, (value, _, factor) in limits.items())]
     if not fitting:
@@ -95,6 +100,10 @@ def fit(source, latency_ms: float | None = None, memory_mb: float | None = None)
             best.append(f"the {'fastest' if key == 'latency_ms' else 'smallest'}, {row['name']}, takes {row[key] / factor:.4g} {unit}")
         raise ValueError(f"fit: no sub-net measured keeps {wanted}; {'; '.join(best)}")
     return max(fitting, key=lambda row: (-1.0 if row["accuracy"] is None else row["accuracy"], -row["latency_ms"]))["name"]
+
+
+def _options(setup: Mapping) -> str:
+    return " ".join(f"--{key}" if value is True else f"--{key} {value}" for key, value in setup.items() if value is not False)
 
 
 def _of(source) -> dict:
@@ -111,12 +120,12 @@ def _of(source) -> dict:
             bank = path.with_name(report["bank"]["file"])   # where it is still there, it must be the same
         else:
             report, bank = read_report(report_path(path)), path
-            if not bank.exists():
+            if not bank.is_file():
                 raise ValueError(f"fit: {bank} does not exist")
     again = "measure it here: sparsekern report " + report["bank"]["file"]
     if not report["complete"] or not report["subnets"]:
         raise ValueError(f"fit: the report is not finished; {again} --resume")
-    if bank is not None and bank.exists() and sha256(bank) != report["bank"]["sha256"]:
+    if bank is not None and bank.is_file() and sha256(bank) != report["bank"]["sha256"]:
         raise ValueError(f"fit: the report is of another bank than {bank.name} is now; {again}")
     was = report["machine"]
     if was.get("type") == "cuda" and not torch.cuda.is_available():
@@ -172,7 +181,7 @@ def check_report(values, where: str) -> dict:
 def _checked(values: dict) -> dict:
     bank, setup = values["bank"], values["setup"]
     _need(bank["file"], "bank.file", _is_text)
-    _need(bank["file"], "bank.file", lambda name: Path(name).name == name)
+    _need(bank["file"], "bank.file", lambda name: Path(name).name == name != "..")
     _need(bank["sha256"], "bank.sha256", _is_text)
     _need(bank["bytes"], "bank.bytes", _is_amount)
     _need(bank["subnets"], "bank.subnets", lambda names: isinstance(names, list) and all(map(_is_text, names)))

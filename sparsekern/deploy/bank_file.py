@@ -10,6 +10,7 @@ from sparsekern import ops
 from sparsekern.deploy.bank_masks import Chain, popcount
 from sparsekern.nn import SparseLinear, SparseWeight
 from sparsekern.sparsity.patterns import NM
+from sparsekern.support.models import MOST_VALUES
 
 FORMAT = "sparsekern-bank"
 SCHEMA = 1
@@ -112,7 +113,7 @@ class Parts:
         for place, row in enumerate(self.subnets):
             _need(isinstance(row, dict) and set(row) == _ROW, f"sub-net {place}: expected {', '.join(sorted(_ROW))}, got {_short(row)}")
             name = row["name"]
-            _need(isinstance(name, str) and name != "" and name not in names, f"sub-net {place}: name: {_short(name)}")
+            _need(_is_text(name) and name not in names, f"sub-net {place}: name: {_short(name)}")
             names.add(name)
             _need(known_pattern(row["pattern"]), f"{name}: pattern: expected {', '.join(PATTERNS)} or n:m, got {_short(row['pattern'])}")
             _need(type(row["nnz"]) is int, f"{name}: nnz: expected an integer, got {_short(row['nnz'])}")
@@ -207,12 +208,13 @@ def check_facts(meta: Mapping) -> None:
     model = meta.get("model")
     if model is not None:
         shape = model.get("shape") if isinstance(model, dict) else None
-        _need(isinstance(model, dict) and set(model) == {"name", "classes", "shape"} and isinstance(model["name"], str)
+        _need(isinstance(model, dict) and set(model) == {"name", "classes", "shape"} and _is_text(model["name"])
               and type(model["classes"]) is int and 1 <= model["classes"] < 1 << 31 and isinstance(shape, list) and len(shape) == 3
-              and all(type(size) is int and 1 <= size < 1 << 31 for size in shape),
-              f'model: expected {{"name": a model, "classes": a number, "shape": [channels, height, width]}}, got {_short(model)}')
+              and all(type(size) is int and size >= 1 for size in shape) and math.prod(shape) <= MOST_VALUES,
+              f'model: expected {{"name": a model, "classes": a number, "shape": [channels, height, width]}} with at most {MOST_VALUES} values an '
+              f'image, got {_short(model)}')
     for key in ("algorithm", "data", "commit"):
-        _need(meta.get(key) is None or isinstance(meta[key], str), f"{key}: expected a text or none, got {_short(meta.get(key))}")
+        _need(meta.get(key) is None or _is_text(meta[key]), f"{key}: expected a text or none, got {_short(meta.get(key))}")
     _need(isinstance(meta.get("versions"), dict), f"versions: expected names and versions, got {_short(meta.get('versions'))}")
 
 
@@ -263,6 +265,11 @@ def _typed(values: Mapping, key: str, kind: type):
     found = values.get(key)
     _need(isinstance(found, kind), f"{key}: expected {'names and values' if kind is dict else 'a list'}, got {_short(found)}")
     return found
+
+
+def _is_text(value) -> bool:
+    """Nothing that a terminal would obey, either."""
+    return isinstance(value, str) and 0 < len(value) <= 2000 and value.isprintable()
 
 
 def _short(value) -> str:

@@ -6,18 +6,16 @@ header can ask for no other memory than the net it names has, and the tensors ar
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsekern.nn import PackedNM, PackedNMConv2d, PackedNMLinear, SparseConv2d, SparseLinear, SparseWeight
 from sparsekern.sparsity.slim import is_cut_from, take_widths
-from sparsekern.support.models import build_model
+from sparsekern.support.models import outline
 from sparsekern.support.provenance import finite
 from sparsekern.support.tensor_file import TensorFileError, load_tensors, save_tensors
 
 FORMAT = "sparsekern-deployed-1"
-_LONGEST_NAME = 256                                         # of a model; mlp:W1,W2,... builds a layer per number
 _STORED = {kind.__name__: kind for kind in (SparseLinear, SparseConv2d, PackedNMLinear, PackedNMConv2d)}
 _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 
@@ -36,7 +34,7 @@ def save_deployed(module: nn.Module, deployment, path: Path | str, *, model: Map
     tensors, layers = module.state_dict(), describe_layers(module)
     model = None if model is None else {key: list(model[key]) if key == "shape" else model[key] for key in ("name", "classes", "shape")}
     if model is not None:
-        _fit(_architecture(model), dict(tensors), layers)
+        _fit(outline(model, tensors.values()), dict(tensors), layers)
     rows = None if deployment is None else deployment.to_dict()
     return save_tensors(path, FORMAT, tensors, {"model": model, "layers": layers, "deployment": finite(rows), "facts": finite(facts)})
 
@@ -45,7 +43,7 @@ def load_deployed(path: Path | str, model: nn.Module | None = None) -> nn.Module
     """The net that `save_deployed` wrote, in eval mode, without gradients, on the CPU; `.deployment` is the report it was saved with, as a dict.
 
     Args:
-        model: a fresh model of the architecture, for a file that names none; it is changed and returned.
+        model: a fresh model of the architecture, for a file that names none; it is changed and returned (another one where it is a single layer).
     Raises:
         ValueError: a file that cannot be read, was changed, or does not fit the architecture; patterns that are not sound.
     """
@@ -54,8 +52,8 @@ def load_deployed(path: Path | str, model: nn.Module | None = None) -> nn.Module
         if model is None:
             if meta.get("model") is None:
                 raise TensorFileError("it names no architecture; pass model=")
-            model = _architecture(meta["model"])
-        _fit(model, tensors, meta["layers"])
+            model = outline(meta["model"], tensors.values())
+        model = _fit(model, tensors, meta["layers"])
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError, RecursionError) as error:
         raise TensorFileError(f"{Path(path).name}: {_sentence(error)}") from error
     model.deployment = meta.get("deployment")
@@ -86,25 +84,17 @@ def describe_layers(module: nn.Module) -> dict[str, dict]:
     return found
 
 
-def _architecture(facts: Mapping) -> nn.Module:
-    """Without memory behind its tensors where it is one of ours, whatever widths its name asks for."""
-    name, classes, shape = facts["name"], facts["classes"], facts["shape"]
-    if not isinstance(name, str) or len(name) > _LONGEST_NAME:
-        raise ValueError(f"model: expected a name of at most {_LONGEST_NAME} letters")
-    if not all(isinstance(value, int) and not isinstance(value, bool) and value > 0 for value in (classes, *shape)) or len(shape) != 3:
-        raise ValueError(f"model: expected a positive number of classes and three of a shape, got {classes!r} and {shape!r}")
-    with torch.device("cpu" if name.startswith(("torchvision:", "timm:")) else "meta"):
-        return build_model(name, classes=classes, shape=tuple(shape))
-
-
-def _fit(model: nn.Module, tensors: dict[str, Tensor], layers: Mapping[str, Mapping]) -> None:
-    """Give the model the layers and the tensors; every tensor finds its place or ValueError says which does not."""
+def _fit(model: nn.Module, tensors: dict[str, Tensor], layers: Mapping[str, Mapping]) -> nn.Module:
+    """The model with the layers and the tensors; every tensor finds its place or ValueError says which does not."""
     plain = dict(model.named_modules(remove_duplicate=False))
     for name, form in layers.items():
         if name not in plain:
             raise ValueError(f"{name}: the architecture has no such layer")
         new = _stored(name, plain[name], form, tensors) if form["kind"] in _STORED else _identity(name, plain[name], form)
-        model.set_submodule(name, new) if name else None
+        if name:
+            model.set_submodule(name, new)
+        else:                                               # the model itself is the layer
+            model = new
     for name, module in model.named_modules(remove_duplicate=False):
         if name not in layers:
             _take(name, module, tensors)
@@ -113,6 +103,7 @@ def _fit(model: nn.Module, tensors: dict[str, Tensor], layers: Mapping[str, Mapp
     left = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
     if left:
         raise ValueError(f"{', '.join(left[:4])}: missing")
+    return model
 
 
 def _identity(name: str, old: nn.Module, form: Mapping) -> nn.Identity:

@@ -1,5 +1,7 @@
 """Models by name: an MLP and the CIFAR networks of the sparse training papers, and any torchvision or timm model."""
 import difflib
+import math
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,33 @@ def build_model(name: str, *, classes: int = 10, shape: tuple[int, int, int] = (
                          + _close(name, model_names()))
     _check_takes(model, name, shape)
     return model
+
+
+_LONGEST_NAME = 256                                         # mlp:W1,W2,... builds a layer per number
+MOST_VALUES = 1 << 24                                       # of one image that a file may name
+
+
+def outline(facts: Mapping, tensors: Iterable[Tensor]) -> nn.Module:
+    """The model that a file names, before the file is believed: without memory behind its tensors where it is one of ours.
+
+    Args:
+        facts: {"name", "classes", "shape"}, as `build_model` takes them. tensors: of the file, one of which must be large enough to have
+            so many classes where memory is needed.
+    Raises:
+        ValueError: none of that kind, or one that asks for more than such a file can mean.
+    """
+    name, classes, shape = facts["name"], facts["classes"], facts["shape"]
+    if not isinstance(name, str) or len(name) > _LONGEST_NAME:
+        raise ValueError(f"model: expected a name of at most {_LONGEST_NAME} letters")
+    if not all(isinstance(value, int) and not isinstance(value, bool) and value > 0 for value in (classes, *shape)) or len(shape) != 3:
+        raise ValueError(f"model: expected a positive number of classes and three of a shape, got {str(classes)[:40]} and {str(shape)[:40]}")
+    foreign = name.startswith(("torchvision:", "timm:"))    # not all of these can be built without memory
+    if foreign and math.prod(shape) > MOST_VALUES:
+        raise ValueError(f"model: expected images of at most {MOST_VALUES} values, got {str(shape)[:40]}")
+    if foreign and classes > max((tensor.numel() for tensor in tensors), default=0):
+        raise ValueError(f"model: {str(classes)[:40]} classes, and no tensor has as many values")
+    with torch.device("cpu" if foreign else "meta"):
+        return build_model(name, classes=classes, shape=tuple(shape))
 
 
 def model_names() -> list[str]:

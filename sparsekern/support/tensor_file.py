@@ -20,7 +20,10 @@ def save_tensors(path: Path | str, format: str, tensors: Mapping[str, Tensor], m
     Args:
         format: name and version of what is written; `load_tensors` asks for the same.
         tensors: of any device and memory order, which is kept.
+
+    Equal content is equal bytes. OSError: a directory that is not there, a full disk.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
     path = Path(path)
     host, strides, storages = {}, {}, set()
@@ -35,8 +38,26 @@ def save_tensors(path: Path | str, format: str, tensors: Mapping[str, Tensor], m
         host[name] = own
     text = json.dumps({**meta, "strides": strides}, allow_nan=False)
     partial = path.with_name(f".{path.name}.partial")
-    save_file(host, str(partial), metadata={"format": format, "meta": text, "sha256": digest_tensors(host, host.__getitem__, text)})
-    return commit(partial, path)
+    try:
+        save_file(host, str(partial), metadata={"format": format, "meta": text, "sha256": digest_tensors(host, host.__getitem__, text)})
+        _sort_metadata(partial)
+        return commit(partial, path)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)                    # nothing is left of a full disk or of Ctrl-C
+
+
+def _sort_metadata(path: Path) -> None:
+    """safetensors writes its metadata in an order drawn anew each time; a report knows its bank by the bytes of the file."""
+    with path.open("r+b") as raw:
+        size = int.from_bytes(raw.read(8), "little")
+        header = json.loads(raw.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(size)
+        if len(text) == size:
+            raw.seek(8)
+            raw.write(text)
 
 
 def commit(partial: Path, path: Path) -> Path:

@@ -44,6 +44,13 @@ def file(bank, tmp_path):
     return copy.copy(bank).save(tmp_path / "bank.safetensors")
 
 
+@pytest.fixture(scope="module")
+def saved(bank, tmp_path_factory):
+    """(a path to write to, tensors and metadata of the bank's file)."""
+    path = copy.copy(bank).save(tmp_path_factory.mktemp("saved") / "bank.safetensors")
+    return path, *load_tensors(path, FORMAT, "a bank")
+
+
 def body(path) -> int:
     """Bytes behind the header."""
     content = path.read_bytes()
@@ -298,9 +305,9 @@ def test_a_truncated_file_is_refused_wherever_it_ends(file):
 
 @settings(deadline=None, max_examples=200)
 @given(st.data())
-def test_changed_bytes_never_pass(bank, tmp_path_factory, data):
-    path = tmp_path_factory.mktemp("fuzz") / "bank.safetensors"
-    content = bytearray(copy.copy(bank).save(path).read_bytes())
+def test_changed_bytes_never_pass(bank, saved, data):
+    path, tensors, meta = saved
+    content = bytearray(save_tensors(path, FORMAT, tensors, meta).read_bytes())
     where = data.draw(st.integers(0, len(content) - 1))
     content[where] ^= data.draw(st.integers(1, 255))
     path.write_bytes(content)
@@ -327,11 +334,12 @@ def places(value, path=()):
 
 @settings(deadline=None, max_examples=300)
 @given(st.data())
-def test_any_json_in_any_place_is_refused_or_harmless(bank, tmp_path_factory, data):
-    path = copy.copy(bank).save(tmp_path_factory.mktemp("json") / "bank.safetensors")
-    _, meta = load_tensors(path, FORMAT, "a bank")
+def test_any_json_in_any_place_is_refused_or_harmless(bank, saved, data):
+    path, tensors, meta = saved
     where, value = data.draw(st.sampled_from(places(meta))), data.draw(_VALUES)
-    edited(path, put(*where, value))
+    made = copy.deepcopy(meta)
+    put(*where, value)(tensors, made)
+    save_tensors(path, FORMAT, tensors, made)
     try:
         found = SubnetBank.load(path)
     except BankError as error:
@@ -343,12 +351,49 @@ def test_any_json_in_any_place_is_refused_or_harmless(bank, tmp_path_factory, da
         assert json.dumps(found.meta) and found.size() == bank.size()
 
 
-# Layouts in memory.
+@pytest.mark.parametrize("named, words", [
+    ({"name": "mlp:400000,400000"}, "of another architecture"), ({"classes": 2**31 - 1}, "of another architecture"),
+    ({"name": "torchvision:resnet18", "classes": 2**30}, "no tensor has as many values"),
+    ({"name": "mlp:" + ",".join("1" * 200)}, "at most 256 letters"),
+])
+def test_the_named_model_costs_nothing_before_it_is_checked(bank, file, named, words, monkeypatch):
+    """Each would take gigabytes, or minutes."""
+    edited(file, put("model", {"name": "resnet20", "classes": 5, "shape": [3, 8, 8]} | named))
+    found = SubnetBank.load(file)
+    monkeypatch.setattr("sparsekern.deploy.bank.build_model", None)             # is not reached
+    with pytest.raises(ValueError, match=words):
+        found.model()
+    with pytest.raises(ValueError, match=words):
+        found.deploy(found.names()[0])
 
-def test_views_with_gaps_are_written_row_by_row(tmp_path):
-    tensors = {"last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last), "turned": torch.randn(4, 6).t(),
-               "gaps": torch.randn(4, 6)[:, ::2], "spread": torch.randn(3, 1).expand(3, 4), "none": torch.zeros(0, 3).t(), "one": torch.ones(())}
-    found, _ = load_tensors(save_tensors(tmp_path / "t", "f-1", tensors, {}), "f-1", "a test")
-    assert all(torch.equal(found[name], value) for name, value in tensors.items())
-    assert found["last"].stride() == tensors["last"].stride() and found["turned"].stride() == tensors["turned"].stride()
-    assert found["gaps"].is_contiguous() and found["spread"].is_contiguous()
+
+@pytest.mark.parametrize("shape", [[3, 60000, 60000], [2**30] * 3, [10**8, 8, 8]])
+def test_images_of_gigabytes_are_refused(file, shape):
+    with pytest.raises(BankError, match=r"^bank\.safetensors: model: .* at most 16777216 values an image"):
+        SubnetBank.load(edited(file, put("model", {"name": "resnet20", "classes": 5, "shape": shape})))
+
+
+def test_a_mask_on_what_is_no_parameter(file):
+    def change(tensors, meta):
+        meta["layout"]["masks"]["1.running_mean"] = [{"members": [[0]], "rows": False}]
+        tensors["mask/1.running_mean/0"] = torch.tensor([[3]], dtype=torch.int32)
+    found = SubnetBank.load(edited(file, change))
+    for use in (found.activate, lambda model, name: found.plain(name, model)):
+        with pytest.raises(BankError, match=r"masks 1\.running_mean, which is no parameter"):
+            use(net(), found.names()[0])
+
+
+@pytest.mark.parametrize("where", [("subnets", 0, "name"), ("algorithm",), ("data",), ("model", "name")])
+@pytest.mark.parametrize("text", ["\x1b[2J", "\ud800", "", "x" * 2001])
+def test_texts_that_a_terminal_would_obey_are_refused(file, where, text):
+    with pytest.raises(BankError, match=r"^bank\.safetensors: "):
+        if where[0] == "model":
+            edited(file, put("model", {"name": "mlp", "classes": 5, "shape": [3, 8, 8]}))
+        SubnetBank.load(edited(file, put(*where, text)))
+
+
+def test_a_file_that_says_nothing_of_its_model(file):
+    found = SubnetBank.load(edited(file, drop("model")))
+    assert "a model of its own" in repr(found)
+    with pytest.raises(BankError, match="pass model="):
+        found.plain(found.names()[0])

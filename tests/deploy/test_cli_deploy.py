@@ -129,9 +129,30 @@ def test_report_and_fit(runs, tmp_path, capsys):
         assert main(["deploy", str(file), *limit, *QUICK]) == 0
         name = capsys.readouterr().out.split(" of ")[0]
         assert bank.subnet(name).accuracy == best
-    assert main(["deploy", str(file), "--latency-ms", "0.0000001", *QUICK]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("sparsekern: error: deploy: ") and said.count("\n") == 1
+    for wrong, words in ((["--latency-ms", "0.0000001", *QUICK], "no sub-net measured keeps"),
+                         (["--latency-ms", "1000", *QUICK, "--batch", "9", "--fold"],
+                          "another setting: batch was 8, now 9, fold was False, now True; measure this one: sparsekern report bank.safetensors "
+                          "--batch 9 --fold --device cpu")):
+        assert main(["deploy", str(file), *wrong]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("sparsekern: error: deploy: ") and words in said and said.count("\n") == 1
+
+
+def test_a_net_that_now_takes_longer_is_said(runs, capsys, monkeypatch):
+    name = SubnetBank.load(runs["nm"]).names()[0]
+    monkeypatch.setattr("sparsekern.deploy.bank_report.fit", lambda bank, **limits: name)
+    for limit, told in (("1e-9", True), ("1e9", False)):
+        assert main(["deploy", str(runs["nm"]), "--latency-ms", limit, *QUICK]) == 0
+        assert (f"above the limit of {float(limit):g} ms this time" in capsys.readouterr().out) is told
+
+
+def test_a_bank_is_not_overwritten_by_one_of_its_subnets(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = runs["nm"].read_bytes()
+    (tmp_path / "bank.safetensors").write_bytes(content)
+    name = SubnetBank.load(runs["nm"]).names()[0]
+    assert main(["deploy", "bank.safetensors", "--subnet", name, *QUICK, "--out", str(tmp_path / "bank.safetensors"), "--overwrite"]) == 2
+    assert "is the bank itself" in capsys.readouterr().err and (tmp_path / "bank.safetensors").read_bytes() == content
 
 
 def test_report_of_some_subnets_elsewhere(runs, tmp_path, capsys):

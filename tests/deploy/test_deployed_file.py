@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from sparsekern.deploy import deployed_file, load_deployed, save_deployed
+from sparsekern.deploy import load_deployed, save_deployed
 from sparsekern.deploy.deployed_file import FORMAT, read_deployed
 from sparsekern.nn import NMConv2d, NMLinear, PackedNMConv2d, SparseConv2d, SparseLinear
 from sparsekern.sparsity.channel_groups import find_channel_groups
 from sparsekern.sparsity.slim import slim
 from sparsekern.sparsity.sparsify import sparsify
-from sparsekern.support.models import build_model
+from sparsekern.support.models import build_model, outline
 from sparsekern.support.tensor_file import load_tensors, save_tensors
 
 SHAPE = (1, 8, 8)
@@ -118,6 +118,13 @@ def test_channels_last_and_half_precision_come_back(tmp_path):
 class Report:
     def to_dict(self):
         return {"pattern": "unstructured", "latency_ms": 1.5, "difference": float("nan")}
+
+
+def test_a_net_that_is_one_layer(tmp_path):
+    layer = SparseLinear.from_dense(nn.Linear(8, 4), torch.rand(4, 8) > 0.5).for_inference()
+    save_deployed(layer, None, tmp_path / "net")
+    loaded, x = load_deployed(tmp_path / "net", nn.Linear(8, 4)), torch.rand(3, 8)
+    assert type(loaded) is SparseLinear and torch.equal(loaded(x), layer(x)) and not loaded.values.requires_grad
 
 
 def test_the_report_travels_with_the_net(tmp_path):
@@ -247,7 +254,7 @@ def test_a_name_in_the_file_costs_no_memory(tmp_path, wide):
     """What is read is a narrower net of that architecture: that of the tensors."""
     net = sparse("mlp:16,16")
     path = forged(save_deployed(net, None, tmp_path / "net", model=facts("mlp:16,16")), model(**wide))
-    assert all(parameter.is_meta for parameter in deployed_file._architecture(read_deployed(path)["model"]).parameters())
+    assert all(parameter.is_meta for parameter in outline(read_deployed(path)["model"], net.parameters()).parameters())
     loaded = load_deployed(path)
     assert sum(tensor.numel() for tensor in loaded.state_dict().values()) == sum(tensor.numel() for tensor in net.state_dict().values())
     assert torch.equal(loaded(images(2)), net(images(2)))
