@@ -38,6 +38,10 @@ class SparseCocktailConfig(SparsifierConfig):
         Raises:
             ValueError: naming the setting.
         """
+        for name in ("stages", "stage_steps", "rewind_steps", "score_batches"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) or (value is None and getattr(type(self), name) is None)):
+                raise ValueError(f"{name}: expected a whole number, got {value!r}")
         if self.stages < 1:
             raise ValueError(f"stages: expected at least 1, got {self.stages}")
         self.ladder("rate"), self.ladder("channel_rate")
@@ -47,7 +51,8 @@ class SparseCocktailConfig(SparsifierConfig):
         if n < len(patterns) or n > self.stages:
             raise ValueError(f"nm: expected different patterns, at most one for each of the {self.stages} stages, got "
                              f"{', '.join(map(str, patterns))}")
-        self.nm_stages = [i * self.stages // n + shift for i in range(n)] if self.nm_stages is None else list(self.nm_stages)
+        stages = [i * self.stages // n + shift for i in range(n)] if self.nm_stages is None else self.nm_stages
+        self.nm_stages = list(stages) if isinstance(stages, Sequence) else [stages]
         if len(self.nm_stages) != n or sorted(set(self.nm_stages)) != self.nm_stages or not set(self.nm_stages) <= {*range(1, self.stages + 1)}:
             raise ValueError(f"nm_stages: expected {n} rising numbers of stages from 1 to {self.stages}, got {self.nm_stages}")
         if not 0.0 <= self.beta <= 1.0:
@@ -78,9 +83,9 @@ class SparseCocktailConfig(SparsifierConfig):
     def ladder(self, name: str) -> dict[int, float]:
         """{stage: share of zeros} from the setting `name`: 1 - (1 - rate)^k, or 1 - (1 - rate_1) ... (1 - rate_k)."""
         rate = getattr(self, name)
-        several = isinstance(rate, Sequence)
+        several = isinstance(rate, Sequence) and not isinstance(rate, str)
         if several and len(rate) != self.stages:
             raise ValueError(f"{name}: expected one number, or one for each of the {self.stages} stages, got {rate}")
-        if not all(0.0 <= value < 1.0 for value in (rate if several else [rate])):
-            raise ValueError(f"{name}: expected shares in [0, 1) that a stage prunes of what is left, got {rate}")
+        if not all(isinstance(value, int | float) and 0.0 <= value < 1.0 for value in (rate if several else [rate])):
+            raise ValueError(f"{name}: expected shares in [0, 1) that a stage prunes of what is left, got {rate!r}")
         return {k: 1.0 - (math.prod(1.0 - value for value in rate[:k]) if several else (1.0 - rate) ** k) for k in range(1, self.stages + 1)}

@@ -6,6 +6,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from sparsekern.nn.switchable_norm import find_norms
 from sparsekern.sparsity.interpolation import POOL, choose, interpolate
 from sparsekern.sparsity.slim import recalibrate
 
@@ -31,7 +32,8 @@ class Merge:
         self.nets = {k: [name for name in s.subnets if s.born[name] <= k] for k in range(1, c.stages + 1)}
         ladders = {kind: [f"{kind}{k}" for k in self.nets] for kind in "uc"} | ({"nm": c.nm} if c.nm else {})
         self.ladders = {"dense": ["dense"]} | ladders
-        self.judged = c.score_batches if c.norm_banks else 0
+        self.measured = c.norm_banks and bool(find_norms(s.model))
+        self.judged = c.score_batches if self.measured else 0
         searched = range(len(s.alphas) + 2, self.stages + 1)
         self.done, self.total = 0, len(POOL) * sum(len(self.nets[k]) for k in searched) + len(s.subnets)
 
@@ -41,11 +43,11 @@ class Merge:
         targets = s.stored(0)
         for part, nets in self.ladders.items():                     # of the merged norms: the first sub-net's
             targets |= {f"norm/{part}/{key}": tensor for key, tensor in s.own_norms(nets[0]).items()}
-        s.alphas = interpolate(targets, lambda k: s.opened(k if c.interpolate else c.stages), self.stages, self.score, known=list(s.alphas),
+        s.alphas = interpolate(targets, lambda k: s.opened(f"D{k if c.interpolate else c.stages}"), self.stages, self.score, known=list(s.alphas),
                                note=lambda k, scores: s.alphas.append(choose(POOL, scores)))
         self.spread(c.stages)
         for name in s.subnets:
-            if c.norm_banks:
+            if self.measured:
                 self.measure(name, self.batches())
             self.tell(f"norms of {name}")
 

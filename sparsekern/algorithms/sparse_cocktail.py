@@ -5,18 +5,21 @@ back to an early snapshot, and trains dense and sparse mini-batches in turn, the
 all stages are merged into one set that serves every mask (`finalize`).
 """
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsekern import ops
 from sparsekern.algorithms.cocktail_config import SparseCocktailConfig
 from sparsekern.algorithms.cocktail_merge import Merge
 from sparsekern.sparsity.allocation import global_masks
-from sparsekern.sparsity.channel_choice import ChannelChoice, example_input
+from sparsekern.sparsity.channel_choice import ChannelChoice, ChoiceMasks, example_input
 from sparsekern.sparsity.channel_masks import ChannelShare
+from sparsekern.sparsity.interpolation import POOL
 from sparsekern.sparsity.layers import Layer
 from sparsekern.sparsity.nm_groups import groupable
 from sparsekern.sparsity.patterns import NM, Pattern, Unstructured, Whole, kept
@@ -43,7 +46,8 @@ class SparseCocktail(Sparsifier):
     Mini-batches of a stage: dense, unstructured, dense, channel, dense, n:m, and so on. Before the first n:m sub-net's stage its mask is all
     ones: such a step trains the dense net and its norms, with the loss of a sparse step. A sub-net is shown as the dense net until its stage,
     and with the norms of its last training step after it (until `finalize`). A stage that leaves a layer no weight or no channel is
-    refused, when it is made or at the end of the stage before; masks, weights and norms are unchanged then.
+    refused, when it is made or at the end of the stage before; masks, weights and norms are unchanged then. Masks take one byte for every
+    weight and sub-net while it trains.
 
     Args:
         model, optimizer: see Sparsifier.
@@ -70,8 +74,9 @@ class SparseCocktail(Sparsifier):
         self.prunable = [layer for layer in super().find_layers() if c.linear or id(layer.param) not in linear]
         if not self.prunable:
             raise ValueError("nothing to prune: no convolution is left by skip_first, only and exclude; linear=True prunes linear layers, too")
-        first = next((module for module in self.model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))), None)
-        c.share_first_norm &= first is not None and all(first not in layer.modules for layer in self.prunable)
+        pruned = {module for layer in self.prunable for module in layer.modules}
+        ahead = list(takewhile(lambda module: module not in pruned, self.model.modules()))              # a norm behind a mask is no common one
+        c.share_first_norm &= all(any(isinstance(module, kind) for module in ahead) for kind in ((nn.Conv2d, nn.Linear), _BatchNorm))
         self.channels = ChannelChoice(self.model, self.prunable, example_input(self.model, c.shape) if c.coupled else None)
         _, self.left_dense = groupable(self.prunable, list(self.nm.values()))
         self.left_dense |= {f"c{k}": self.channels.whole for k in self._sparse if self.channels.whole}
@@ -82,6 +87,9 @@ class SparseCocktail(Sparsifier):
                 raise ValueError(f"rate: stage {k} would keep {kept(numel, self.ladder['u'][k])} weights of {len(self.prunable)} layers and prune "
                                  f"one away; lower the rate or the number of stages")
         return self.prunable + self.channels.followers()
+
+    def make_masks(self) -> ChoiceMasks:
+        return ChoiceMasks(self.layers, self.channels, [f"c{k}" for k in self._sparse])
 
     def make_patterns(self) -> dict[str, Pattern]:
         nets = {f"u{k}": Unstructured(self.ladder["u"][k]) for k in self._sparse} | {f"c{k}": ChannelShare(self.ladder["c"][k]) for k in self._sparse}
@@ -160,11 +168,12 @@ class SparseCocktail(Sparsifier):
             self._put("R", 0)
         if k:
             self._put(f"D{k}", k)
+        snapshot = self.opened("R") if found and c.rewind else None             # which may refuse, too
         for name, (masks, counts) in found.items():
             self._record(k + 1, name, masks)
             self.masks.write(name, masks, counts)
         if found:
-            self._restart(k + 1)
+            self._restart(k + 1, snapshot)
 
     def masks_of(self, k: int) -> Found:
         """The masks that are new in stage k, from the weights as they are.
@@ -215,14 +224,13 @@ class SparseCocktail(Sparsifier):
         self.history.append({"step": self.steps, "subnet": name, "event": k, "kind": str(self.patterns[name]), "sparsity": sparsity,
                              "fraction": sparsity, "flips": flips[:len(self.prunable)]})
 
-    def _restart(self, k: int) -> None:
-        """Weights and norms for stage k: those of the snapshot, or with rewind off as they are."""
-        if self.config.rewind:
-            reader = self.store.open("R")
+    def _restart(self, k: int, snapshot) -> None:
+        """Weights and norms for stage k: those of the snapshot, or without one as they are."""
+        if snapshot is not None:
             for key, tensor in self.stored(0).items():
-                tensor.copy_(reader[key])
+                tensor.copy_(snapshot[key])
             self.optimizer.state.clear()
-        former = {} if self.config.rewind else self.parts(k - 1)
+        former = {} if snapshot is not None else self.parts(k - 1)
         for part, name in self.parts(k).items():
             self.copy_norms(former.get(part, DENSE), name)
 
@@ -257,16 +265,17 @@ class SparseCocktail(Sparsifier):
             batches: training inputs on the model's device, the same ones at every call.
             tick: called with (done, total, what) as it goes on.
         Raises:
-            ValueError: the run is not over, a stage's file is missing or changed, or there are no batches.
+            ValueError: the run is not over, the sparsifier was removed, a stage's file is missing or changed, or there are no batches.
         """
+        if self._attached is None:
+            raise ValueError("finalize: this sparsifier was removed; call remove() after it")
         if self.steps < self.config.total_steps:
             raise ValueError(f"finalize: expected the run of {self.config.total_steps} steps to be over, it is at step {self.steps}")
         Merge(self, evaluate, batches, tick).run()
 
-    def opened(self, k: int):
-        """What stage k left, checked."""
-        self.store.check(f"D{k}", self.digests[f"D{k}"])
-        return self.store.open(f"D{k}")
+    def opened(self, name: str):
+        """What this run stored under a name: "R" the snapshot, "D2" what stage 2 left."""
+        return self.store.check(name, self.digests.get(name, "none"))
 
     def metrics(self) -> dict:
         """Adds "alphas", "stages" (first step and steps of each), and "training_flops_by_subnet": the multiples of each sub-net's forward FLOPs
@@ -290,6 +299,9 @@ class SparseCocktail(Sparsifier):
         return {"alphas": list(self.alphas), "stages": dict(self.digests)}
 
     def load_extra_state(self, values: dict) -> None:
-        for name, digest in values["stages"].items():
+        alphas, stages = values["alphas"], values["stages"]
+        if not isinstance(stages, dict) or not isinstance(alphas, list) or not all(alpha in POOL for alpha in alphas):
+            raise ValueError(f"sparsifier state: extra: expected alphas of {list(POOL)} and digests of stages by name, got {alphas!r} and {stages!r}")
+        for name, digest in stages.items():
             self.store.check(name, digest)
-        self.alphas, self.digests = list(values["alphas"]), dict(values["stages"])
+        self.alphas, self.digests = list(alphas), dict(stages)

@@ -1,5 +1,6 @@
 """sparsekern deploy: one sub-net of a bank, as small and as fast as it gets on this machine, as a file."""
 import math
+from argparse import BooleanOptionalAction
 from pathlib import Path
 
 from sparsekern.cli.usage import Parser, UsageError, running
@@ -25,7 +26,10 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--prefer", choices=["speed", "memory"], default="speed", help="what a layer's form is chosen for (default: %(default)s)")
     parser.add_argument("--backend", choices=["auto", "dense", "csr", "packed", "sp24"], default="auto",
                         help="auto measures; another one is taken wherever a layer has it, slower or not (default: %(default)s)")
-    parser.add_argument("--fold", action="store_true", help="batch norm becomes part of the layer before it")
+    parser.add_argument("--fold", action=BooleanOptionalAction, default=True, help="batch norm becomes part of the layer before it, the same to "
+                        "1e-5 of the largest output (default: yes)")
+    parser.add_argument("--memory-format", choices=["auto", "keep", "contiguous", "channels_last"], default="auto",
+                        help="order of the convolutions' weights; auto measures (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace the file there is")
     try:
         given = parser.parse_args(arguments)
@@ -59,7 +63,8 @@ def _deploy(given) -> int:
         raise ValueError(f"{given.bank} does not say which model it is of; from Python: SubnetBank.load(...).deploy(name, model=...)")
     setup = {"batch": given.batch, "fold": given.fold, "device": given.device.partition(":")[0]}
     name = fit(bank, **limits, setup=setup) if limits else given.subnet
-    net = bank.deploy(name, given.device, given.batch, fold=given.fold, prefer=given.prefer, backend="dense" if kind == "onnx" else given.backend)
+    net = bank.deploy(name, given.device, given.batch, fold=given.fold, prefer=given.prefer, backend="dense" if kind == "onnx" else given.backend,
+                      memory_format="keep" if kind == "onnx" else given.memory_format)
     subnet = bank.subnet(name)
     accuracy = "" if subnet.accuracy is None else f", accuracy {subnet.accuracy:.2%}"
     print(f"{name} of {model['name']}: {subnet.pattern}, {subnet.sparsity:.2%} zeros{accuracy}")

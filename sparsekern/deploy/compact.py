@@ -1,7 +1,7 @@
 """compact: from a masked net to a plain module that is really smaller or faster on this machine, measured beside the dense net."""
 import copy
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,17 @@ from torch import Tensor, nn
 from sparsekern.deploy.dead_channels import living_channels
 from sparsekern.deploy.deployment import Deployment, LayerForm
 from sparsekern.deploy.fold import fold_norms
-from sparsekern.deploy.layer_forms import Timer, choose_form, csr_forms, missing_for_sp24, nm_forms, stored_bytes, time_beside
+from sparsekern.deploy.layer_forms import (
+    Timer,
+    choose_form,
+    csr_forms,
+    memory_order,
+    missing_for_sp24,
+    nm_forms,
+    set_memory_order,
+    stored_bytes,
+    time_beside,
+)
 from sparsekern.deploy.timing import usable_device
 from sparsekern.sparsity.channel_groups import BACKENDS as FOLLOWERS
 from sparsekern.sparsity.channel_groups import find_channel_groups
@@ -20,18 +30,21 @@ from sparsekern.sparsity.sparsify import exchange, exchangeable, input_shapes
 from sparsekern.support.flops import layer_flops
 
 FORMS = ("auto", "dense", "csr", "packed", "sp24")
+ORDERS = ("auto", "keep", "contiguous", "channels_last")
 _EXACT = {torch.float64: 1e-9, torch.float32: 1e-3}             # a slimmed net that differs by more is not believed; half types: 0.05
 
 
 @torch.no_grad()
 def compact(model: nn.Module, masks: Mapping[str, Tensor], pattern: str, example: Tensor, *, device: torch.device | str = "cpu",
             fold: bool = False, backend: str = "auto", rounds: int = 9, prefer: str = "speed", dtype: torch.dtype | None = None,
-            groups: str = "own", timer: Timer | None = None) -> tuple[nn.Module, Deployment]:
+            groups: str = "own", memory_format: str = "auto", timer: Timer | None = None) -> tuple[nn.Module, Deployment]:
     """A plain module for inference that computes what the masked net computes, and the report of what it is made of.
 
     "channel": channels that are zeros whatever comes in are cut out. "unstructured": convolutions and linear layers hold only their nonzeros
     (CSR). "n:m": packed kept weights. Each layer takes the form that is the quickest for its own input at the batch of `example`; the whole
-    net is measured beside the dense one then, and while it is slower, the half of the layers that gain the least goes back to dense.
+    net is measured beside the dense one then, in the model's memory order and in the other one, and the quicker is taken. The dense net is
+    given the same orders (and `fold`); while the net is slower than the quickest dense one, the half of the layers that gain the least goes
+    back to dense.
 
     Args:
         model: a plain module; it is copied, never changed. What the masks hide is set to zero in the copy.
@@ -44,6 +57,8 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], pattern: str, example
         rounds: of each measurement; medians count.
         prefer: "speed", or "memory": the smallest form that takes at most twice the dense layer's time, and no layer goes back.
         dtype: floating type of the weights and the inputs; None: as they are.
+        memory_format: of the convolutions' weights: "auto" measures the model's own order and the other one; "keep", "contiguous" or
+            "channels_last" is taken, slower or not. Inputs may come in any order: the conversion is part of what is measured.
         groups: who follows coupled channels, as the backend of `find_channel_groups`.
         timer: ({name: (module, input)}, rounds) -> {name: milliseconds}; default `time_beside`.
     Returns:
@@ -52,7 +67,7 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], pattern: str, example
         ValueError: an unknown option, a mask that does not fit, an example that the model does not take, a sparsifier on the model, a device
             that is not there. TypeError: an argument of another type.
     """
-    pattern = _check_options(model, pattern, backend, prefer, groups, rounds, dtype)
+    pattern = _check_options(model, pattern, backend, prefer, groups, memory_format, rounds, dtype)
     where, timer = usable_device("compact", device), timer or time_beside
     plain = _masked(model, masks).to(where, dtype)
     example = _placed(example, where, dtype)
@@ -63,36 +78,46 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], pattern: str, example
     if pattern == "channel":
         net = _slimmed(plain, example, groups, expected, notes)
     rows = _dense_rows(plain, net)
-    folded, left = (), {}
+    dense, folded, left = plain, (), {}
     if fold:
-        net = copy.deepcopy(net) if net is plain else net
-        folded, left = fold_norms(net, example[:1])
+        dense = copy.deepcopy(plain)
+        folded, left = fold_norms(dense, example[:1])
+        if net is not plain:
+            folded, left = fold_norms(net, example[:1])
+    net = dense if net is plain else net
     options = {"backend": backend, "prefer": prefer, "rounds": rounds, "timer": timer}
-    spare: dict[str, tuple[nn.Module, nn.Module]] = {}              # {layer: (what runs, the dense layer that it replaces)}
-    if pattern == "unstructured" or isinstance(pattern, NM):
-        if net is plain:
-            net = copy.deepcopy(plain)
-        if isinstance(pattern, NM) and (missing := missing_for_sp24(pattern, where, kind)):
-            notes.append(missing)
-        spare = _exchanged(net, masks, pattern, example, rows, options)
-        net = plain if not spare and not fold else net
-    elif pattern == "channel" and net is not plain:
+    if isinstance(pattern, NM) and (missing := missing_for_sp24(pattern, where, kind)):
+        notes.append(missing)
+    choices = []
+    for order, treated in _in_orders(dense, memory_format, example, expected, notes).items():
+        choice = _Choice(treated, treated, dict(rows), {})
+        if net is not dense:
+            choice.net = net if order in (memory_order(net), "mixed") else set_memory_order(copy.deepcopy(net), order)
+        elif pattern == "unstructured" or isinstance(pattern, NM):
+            choice.net = copy.deepcopy(treated)
+            choice.spare = _exchanged(choice.net, masks, pattern, example, choice.rows, options)
+            choice.net = choice.net if choice.spare else treated
+        choices.append(choice)
+    net, rows, times = _measured(plain, choices, example, notes, options, asked=[
+        what for what, yes in ((f'backend="{backend}"', backend != "auto"), ('prefer="memory"', prefer == "memory"), ("fold=True", fold),
+                               (f'memory_format="{memory_format}"', memory_format != "auto")) if yes])
+    if any(row.form == "slim" for row in rows.values()):
         _time_slimmed(plain, net, example, rows, options)
-    net, times = _measured(plain, net, example, rows, spare, fold, pattern, notes, options)
     output = _run(net, example)
     dense_flops, flops = _flops(plain, net, rows, example, notes)
     return net, Deployment(
         str(pattern), str(where), str(kind).removeprefix("torch."), len(example), torch.get_num_threads(), tuple(rows.values()), folded, left,
-        tuple(notes), times["deployed"], times["dense"], stored_bytes(net), stored_bytes(plain), flops, dense_flops,
-        _difference(output, expected))
+        tuple(notes), times["deployed"], times["dense"], times["best"], stored_bytes(net), stored_bytes(plain), flops, dense_flops,
+        _difference(output, expected), memory_order(net) or "contiguous")
 
 
 # What comes in.
 
-def _check_options(model, pattern, backend, prefer, groups, rounds, dtype) -> str | NM:
+def _check_options(model, pattern, backend, prefer, groups, memory_format, rounds, dtype) -> str | NM:
     if not isinstance(model, nn.Module):
         raise TypeError(f"compact: model: expected a module, got {type(model).__name__}")
-    for name, value, known in (("backend", backend, FORMS), ("prefer", prefer, ("speed", "memory")), ("groups", groups, FOLLOWERS)):
+    for name, value, known in (("backend", backend, FORMS), ("prefer", prefer, ("speed", "memory")), ("groups", groups, FOLLOWERS),
+                               ("memory_format", memory_format, ORDERS)):
         if value not in known:
             raise ValueError(f"compact: {name}: expected one of {', '.join(known)}, got {value!r}")
     if not isinstance(rounds, int) or rounds < 1:
@@ -240,43 +265,74 @@ def _draw(module: nn.Module, seen: tuple) -> Tensor:
 
 # The whole net.
 
-def _measured(plain, net, example, rows, spare, fold, pattern, notes, options) -> tuple[nn.Module, dict[str, float]]:
-    """The net that is not slower than the dense one, or says so, and what both take."""
-    def measure(net: nn.Module) -> dict[str, float]:
-        if net is plain:
-            return dict.fromkeys(("dense", "deployed"), options["timer"]({"dense": (plain, example)}, options["rounds"])["dense"])
-        return options["timer"]({"dense": (plain, example), "deployed": (net, example)}, options["rounds"])
+@dataclass
+class _Choice:
+    """A net in one memory order, and the dense net that was given the same order and folding."""
+    net: nn.Module
+    dense: nn.Module
+    rows: dict[str, LayerForm]
+    spare: dict[str, tuple[nn.Module, nn.Module]]                   # {layer: (what runs, the dense layer that it replaces)}
 
-    times, may_return = measure(net), options["backend"] == "auto" and options["prefer"] == "speed"
-    spare = dict(spare)
-    while times["deployed"] > times["dense"] and spare and may_return:
+
+def _in_orders(net: nn.Module, wanted: str, example: Tensor, expected: Tensor, notes: list[str]) -> dict[str | None, nn.Module]:
+    """{memory order: the net in it}, its own order first; one that the model's code does not bear is left out, or refused if asked for."""
+    own = memory_order(net)
+    if own is None or wanted in ("keep", own):
+        return {own: net}
+    order = wanted if wanted != "auto" else "contiguous" if own == "channels_last" else "channels_last"
+    other = set_memory_order(copy.deepcopy(net), order)
+    try:
+        wrong = _difference(_run(other, example), expected)
+        why = "" if wrong <= _EXACT.get(expected.dtype, 0.05) else f"outputs would differ by {wrong:.1e} of the largest"
+    except ValueError as error:
+        why = str(error)
+    if why and wanted != "auto":
+        raise ValueError(f"compact: memory_format: the model cannot run in {order}: {why}")
+    if why:
+        notes.append(f"{order} is not taken: {why}")
+    return ({own: net} if wanted == "auto" else {}) | ({} if why else {order: other})
+
+
+def _measured(plain, choices, example, notes, options, asked) -> tuple[nn.Module, dict[str, LayerForm], dict[str, float]]:
+    """The quickest net, no slower than the quickest dense one or with a note that says so; its rows; and what it and the dense ones take."""
+    denses = list({id(net): net for net in (plain, *(choice.dense for choice in choices))}.values())
+
+    def measure(nets: list[nn.Module]) -> dict[int, float]:
+        named = {"dense" if net is plain else f"dense {memory_order(net)}": net for net in denses}
+        for net in nets:
+            if net not in denses:
+                named["deployed" if "deployed" not in named else f"deployed {memory_order(net)}"] = net
+        times = options["timer"]({name: (net, example) for name, net in named.items()}, options["rounds"])
+        return {id(net): times[name] for name, net in named.items()}
+
+    def slower() -> float:
+        return times[id(net)] / min(times[id(dense)] for dense in denses)
+
+    times, may_return = measure([choice.net for choice in choices]), options["backend"] == "auto" and options["prefer"] == "speed"
+    choice = min(choices, key=lambda choice: (stored_bytes(choice.net) if options["prefer"] == "memory" else 0, times[id(choice.net)]))
+    net, rows, spare = choice.net, choice.rows, choice.spare
+    while slower() > 1 and spare and may_return:
         order = sorted(spare, key=lambda name: rows[name].dense_ms - rows[name].ms)
-        slower = f"the whole net took {times['deployed'] / times['dense']:.2f}x the time of dense"
+        why = f"the whole net took {slower():.2f}x the time of dense"
         back = order[:(len(order) + 1) // 2]
         exchange(net, {spare[name][0]: spare[name][1] for name in back})
         for name in back:
             module = spare.pop(name)[1]
-            rows[name] = replace(rows[name], nnz=module.weight.numel(), form="dense", ms=rows[name].dense_ms, reason=f"put back: {slower}")
-        notes.append(f"{slower}: {', '.join(back)} put back to dense")
-        if not spare and not fold:
-            net = plain
-        times = measure(net)
-    if times["deployed"] > times["dense"] and pattern == "channel" and net is not plain and may_return:
-        slower = f"the slimmed net took {times['deployed'] / times['dense']:.2f}x the time of dense"
-        if any(row.form == "slim" for row in rows.values()):
-            notes.append(f"{slower}: the masked dense net is kept")
-            for name, row in rows.items():
-                if row.form == "slim":
-                    rows[name] = replace(row, nnz=torch.Size(row.shape).numel(), form="dense", ms=row.dense_ms, reason=f"put back: {slower}")
-            net = copy.deepcopy(plain) if fold else plain
-            if fold:
-                fold_norms(net, example[:1])
-            times = measure(net)
-    if times["deployed"] > times["dense"] and net is not plain:
-        asked = [what for what, yes in ((f'backend="{options["backend"]}"', options["backend"] != "auto"),
-                                        ('prefer="memory"', options["prefer"] == "memory"), ("fold=True", fold)) if yes]
-        notes.append(f"slower than dense as a whole: {times['deployed'] / times['dense']:.2f}x its time, as {' and '.join(asked)} was asked for")
-    return net, times
+            rows[name] = replace(rows[name], nnz=module.weight.numel(), form="dense", ms=rows[name].dense_ms, reason=f"put back: {why}")
+        notes.append(f"{why}: {', '.join(back)} put back to dense")
+        net = net if spare else choice.dense
+        times = measure([net])
+    if slower() > 1 and may_return:
+        why = f"the slimmed net took {slower():.2f}x the time of dense"
+        cut = [name for name, row in rows.items() if row.form == "slim"]
+        if cut:
+            notes.append(f"{why}: the masked dense net is kept")
+        for name in cut:
+            rows[name] = replace(rows[name], nnz=torch.Size(rows[name].shape).numel(), form="dense", reason=f"put back: {why}")
+        net = min((choice.dense for choice in choices), key=lambda net: times[id(net)])
+    if slower() > 1:
+        notes.append(f"slower than dense as a whole: {slower():.2f}x its time" + (f", as {' and '.join(asked)} was asked for" if asked else ""))
+    return net, rows, {"deployed": times[id(net)], "dense": times[id(plain)], "best": min(times[id(dense)] for dense in denses)}
 
 
 def _flops(plain, net, rows, example, notes) -> tuple[float | None, float | None]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sparsekern.deploy.layer_forms import memory_order, set_memory_order
 from sparsekern.nn import PackedNM, PackedNMConv2d, PackedNMLinear, SparseConv2d, SparseLinear, SparseWeight
 from sparsekern.sparsity.slim import is_cut_from, take_widths
 from sparsekern.support.models import outline
@@ -36,7 +37,8 @@ def save_deployed(module: nn.Module, deployment, path: Path | str, *, model: Map
     if model is not None:
         _fit(outline(model, tensors.values()), dict(tensors), layers)
     rows = None if deployment is None else deployment.to_dict()
-    return save_tensors(path, FORMAT, tensors, {"model": model, "layers": layers, "deployment": finite(rows), "facts": finite(facts)})
+    return save_tensors(path, FORMAT, tensors, {"model": model, "layers": layers, "memory_format": memory_order(module),
+                                                "deployment": finite(rows), "facts": finite(facts)})
 
 
 def load_deployed(path: Path | str, model: nn.Module | None = None) -> nn.Module:
@@ -54,6 +56,8 @@ def load_deployed(path: Path | str, model: nn.Module | None = None) -> nn.Module
                 raise TensorFileError("it names no architecture; pass model=")
             model = outline(meta["model"], tensors.values())
         model = _fit(model, tensors, meta["layers"])
+        if meta.get("memory_format") == "channels_last":    # a 1x1 weight lies the same in both orders, and says so by its strides alone
+            set_memory_order(model, "channels_last")
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError, RecursionError) as error:
         raise TensorFileError(f"{Path(path).name}: {_sentence(error)}") from error
     model.deployment = meta.get("deployment")

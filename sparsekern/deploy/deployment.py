@@ -19,8 +19,10 @@ class LayerForm:
 class Deployment:
     """The report of `compact`. `str()` of it is a table, `to_dict()` is what JSON takes.
 
-    Latencies are median milliseconds of a batch, measured in turn; bytes are those of all parameters and buffers, unsaved ones too;
-    FLOPs are of one sample, 2 per multiply-add of convolutions and linear layers (None: not counted, a note says why).
+    Latencies are median milliseconds of a batch, measured in turn: `dense_latency_ms` of the dense net as it came, `dense_best_ms` of the
+    quickest dense net: that one, or it in the memory orders and with the folding that were open to the deployed net. Bytes are those of all
+    parameters and buffers, unsaved ones too; FLOPs are of one sample, 2 per multiply-add of convolutions and linear layers (None: not
+    counted, a note says why).
     """
     pattern: str
     device: str
@@ -33,16 +35,23 @@ class Deployment:
     notes: tuple[str, ...]
     latency_ms: float
     dense_latency_ms: float
+    dense_best_ms: float
     bytes: int
     dense_bytes: int
     flops: float | None
     dense_flops: float | None
     difference: float                       # largest one between the outputs of both nets, as a share of the largest output
+    memory_format: str                      # of the convolutions' weights: "contiguous", "channels_last" or "mixed"
 
     @property
     def speedup(self) -> float:
-        """How many times as fast as the dense net."""
+        """How many times as fast as the dense net that came in."""
         return self.dense_latency_ms / self.latency_ms
+
+    @property
+    def speedup_best(self) -> float:
+        """How many times as fast as the quickest dense net: what the zeros alone gain."""
+        return self.dense_best_ms / self.latency_ms
 
     def __iter__(self) -> Iterator[LayerForm]:
         return iter(self.layers)
@@ -58,7 +67,8 @@ class Deployment:
             lines.append(f"{layer.name:{width}}  {'x'.join(map(str, layer.shape)):>18}  {layer.nnz:>9}  {layer.form:6}  {times[0]:>8}  "
                          f"{times[1]:>8}  {layer.reason}")
         lines.append(f"{self.pattern} on {self.device}, {self.dtype}, batch {self.batch}, {self.threads} thread{'s' * (self.threads != 1)}: "
-                     f"{self.latency_ms:.3f} ms, dense {self.dense_latency_ms:.3f} ms ({self.speedup:.2f}x)")
+                     f"{self.latency_ms:.3f} ms, dense {self.dense_latency_ms:.3f} ms ({self.speedup:.2f}x), at its best "
+                     f"{self.dense_best_ms:.3f} ms ({self.speedup_best:.2f}x); {self.memory_format}")
         flops = "not counted" if self.flops is None else f"{self.flops / 1e6:.2f} of {self.dense_flops / 1e6:.2f} M"
         lines.append(f"{self.bytes / 1e6:.3f} of {self.dense_bytes / 1e6:.3f} MB; FLOPs {flops}; outputs differ by {self.difference:.1e}")
         if self.folded:
@@ -66,5 +76,5 @@ class Deployment:
         return "\n".join([*lines, *(f"not folded: {name}: {why}" for name, why in self.left.items()), *self.notes])
 
     def to_dict(self) -> dict:
-        return asdict(self) | {"speedup": self.speedup, "left": dict(self.left), "notes": list(self.notes), "folded": list(self.folded),
-                               "layers": [asdict(layer) | {"shape": list(layer.shape)} for layer in self.layers]}
+        return asdict(self) | {"speedup": self.speedup, "speedup_best": self.speedup_best, "left": dict(self.left), "notes": list(self.notes),
+                               "folded": list(self.folded), "layers": [asdict(layer) | {"shape": list(layer.shape)} for layer in self.layers]}

@@ -51,6 +51,29 @@ def stored_bytes(module: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in [*module.parameters(), *module.buffers()])
 
 
+def memory_order(net: nn.Module) -> str | None:
+    """Of the weights of all convolutions: "contiguous", "channels_last" or "mixed"; None: there is none."""
+    orders = set()
+    for weight in _convolved(net):
+        plain, last = (torch.empty(weight.shape, device="meta", memory_format=order).stride()
+                       for order in (torch.contiguous_format, torch.channels_last))
+        if plain != last:                                   # of one input and 1x1 is in both
+            orders.add("channels_last" if weight.stride() == last else "contiguous")
+    return orders.pop() if len(orders) == 1 else "mixed" if orders else None
+
+
+@torch.no_grad()
+def set_memory_order(net: nn.Module, order: str) -> nn.Module:
+    """Lay the weights of all convolutions out so, in place; what comes in is then converted by the first of them, and stays so behind it."""
+    for weight in _convolved(net):
+        weight.data = weight.data.to(memory_format=torch.channels_last if order == "channels_last" else torch.contiguous_format)
+    return net
+
+
+def _convolved(net: nn.Module) -> list[nn.Parameter]:
+    return [module.weight for module in net.modules() if isinstance(module, nn.Conv2d) and "weight" in module._parameters]
+
+
 @dataclass(frozen=True)
 class Chosen:
     """The form that runs (None: the dense layer stays), its name, the times of both and the reason."""

@@ -1,6 +1,6 @@
 """The same share of output channels out of every layer: which ones, by scores of their weights or of the norms behind them."""
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from sparsekern import ops
 from sparsekern.sparsity.channel_groups import ChannelGroup, find_channel_groups, norms_after
 from sparsekern.sparsity.channel_masks import ChannelMasks
 from sparsekern.sparsity.layers import Layer
+from sparsekern.sparsity.masks import MaskSet
 from sparsekern.sparsity.patterns import kept
 
 
@@ -80,6 +81,29 @@ class ChannelChoice:
 
     def _summed(self, scores: dict[str, Tensor]) -> list[Tensor]:
         return [torch.stack([scores[name] for name in group.producers]).sum(0) for group in self.masks.groups]
+
+
+class ChoiceMasks(MaskSet):
+    """A MaskSet in which the masks named `chosen` are choices of channels: what reads a hidden channel has less to do, too.
+
+    Args:
+        layers: of all the masks.
+        choice: of the channels.
+    """
+
+    def __init__(self, layers: Sequence[Layer], choice: ChannelChoice, chosen: Collection[str]):
+        super().__init__({layer.name: layer.param for layer in layers}, [layer.counted for layer in layers])
+        self.channels, self.chosen = choice.masks, frozenset(chosen)
+
+    def effective_sparsity(self, name: str) -> float:
+        return self.channels.effective_sparsity(self._channels(name)) if name in self.chosen else super().effective_sparsity(name)
+
+    def densities(self, name: str) -> dict[str, float]:
+        return self.channels.densities(self._channels(name)) if name in self.chosen else super().densities(name)
+
+    def _channels(self, name: str) -> dict[str, int]:
+        share = super().densities(name)
+        return {group.name: round(share[f"{group.producers[0]}.weight"] * group.channels) for group in self.channels.groups}
 
 
 def example_input(model: nn.Module, shape: Sequence[int] | None) -> Tensor:

@@ -303,7 +303,11 @@ def test_linear_layers_of_an_mlp():
     ({"score_batches": -1}, "score_batches"), ({"stage_steps": 5}, "stage_steps: expected at least 6"),
     ({"stage_steps": 18}, "at least 1 of the 54 steps left for the dense stage, got 18 and 0"),
     ({"rewind_steps": 16}, "rewind_steps: expected 1 to 15"), ({"shape": (1, 8, 8)}, r"coupled: .*\[1, 1, 8, 8\]"),
-    ({"nm": "2:7", "nm_stages": None}, "2:7 fits no layer")])
+    ({"nm": "2:7", "nm_stages": None}, "2:7 fits no layer"),
+    ({"stages": 2.5}, "stages: expected a whole number, got 2.5"), ({"stages": None}, "stages: expected a whole number, got None"),
+    ({"stage_steps": 13.0}, "stage_steps: expected a whole number"), ({"rewind_steps": "4"}, "rewind_steps: expected a whole number, got '4'"),
+    ({"score_batches": 1.5}, "score_batches: expected a whole number, got 1.5"), ({"nm_stages": 2}, r"nm_stages: expected 2 rising .*got \[2\]"),
+    ({"rate": "0.2"}, "rate: expected shares .*got '0.2'"), ({"channel_rate": [0.1, 0.1, None]}, "channel_rate: expected shares")])
 def test_settings_that_cannot_work_are_refused(fields, words):
     with pytest.raises(ValueError, match=words):
         make(**fields)
@@ -322,3 +326,18 @@ def test_a_stage_that_prunes_a_layer_away_is_refused_at_its_start_and_changes_no
         s.on_phase_end(s.timeline.at(14))
     assert all(torch.equal(a, b) for a, b in zip(masks.values(), s.masks.packed().values())) and s.digests == stored and not s.history
     assert all(torch.equal(value, weights[key]) or value.isnan().any() for key, value in numbers(net).items()) and opt.state
+
+
+def test_a_snapshot_of_another_run_is_refused_and_changes_no_masks_or_weights(tmp_path):
+    net, opt, s = make()
+    s.use_directory(tmp_path)
+    train(net, s, range(27))
+    _, _, other = make(Block(), rewind_steps=2)
+    other.use_directory(tmp_path)
+    train(other.model, other, range(2))                                             # its snapshot lies where this run's did
+    masks, before = s.masks.packed(), {name: bank["bn1.weight"] for name, bank in banks(s).items()}
+    with pytest.raises(ValueError, match="R.safetensors: a stage of another run"):
+        train(net, s, [27])
+    stored = s.store.open("D1")
+    assert all(torch.equal(a, b) for a, b in zip(masks.values(), s.masks.packed().values())) and len(s.history) == 2 and opt.state
+    assert torch.equal(net.conv1.weight, stored["model/conv1.weight"]) and torch.equal(banks(s)["u2"]["bn1.weight"], before["u2"])

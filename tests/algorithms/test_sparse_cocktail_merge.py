@@ -7,6 +7,7 @@ import torch
 from ast_gc_runs import one_thread  # noqa: F401
 from cocktail_runs import SHAPE, Block, banks, inputs, judge, make, numbers, train
 from dynamic_runs import assert_same_state
+from torch import nn
 from torch.nn import functional as F
 
 from sparsekern.sparsity.channel_groups import find_channel_groups
@@ -163,6 +164,42 @@ def test_finalize_says_what_is_missing(over, tmp_path):
     (tmp_path / "copy" / "D2.safetensors").unlink()
     with pytest.raises(ValueError, match="D2.safetensors is missing"):
         s.finalize(judge(net, s), inputs())
+    net, _, s = again(over)
+    s.remove()
+    before = numbers(net)
+    with pytest.raises(ValueError, match="finalize: this sparsifier was removed"):
+        s.finalize(judge(net, s), inputs())
+    assert all(torch.equal(value, before[key]) for key, value in numbers(net).items()) and s.alphas == []
+
+
+class NormBehindAPrunedLayer(nn.Module):
+    """The first convolution has no norm, so the only norm of the net sees what masks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv, self.bn, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3), nn.BatchNorm2d(12), nn.Linear(12, 4)
+
+    def forward(self, x):
+        return self.fc(F.relu(self.bn(self.conv(F.relu(self.stem(x))))).mean((2, 3)))
+
+
+def test_a_first_norm_behind_a_pruned_layer_is_not_shared():
+    net, _, s = make(NormBehindAPrunedLayer())
+    train(net, s, range(54))
+    s.finalize(judge(net, s), inputs())
+    pictures = torch.cat(list(inputs()()))
+    for name in s.subnets:
+        with s.subnet(name), torch.no_grad():
+            mean = net.conv(F.relu(net.stem(pictures))).mean((0, 2, 3))
+        shown = s.masks[name][s.masks.layers.index("bn.weight")]
+        torch.testing.assert_close(banks(s)[name]["bn.running_mean"][shown], mean[shown])
+
+
+def test_without_norms_nothing_is_measured():
+    net, _, s = make(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)))
+    train(net, s, range(54))
+    s.finalize(judge(net, s), lambda: pytest.fail("no norm asks for batches"))
+    assert len(s.alphas) == 2
 
 
 # To disk and back.
@@ -207,7 +244,34 @@ def test_a_state_without_its_stages_or_with_other_ones_is_refused(over, tmp_path
         s.use_directory(tmp_path)
 
 
+@pytest.mark.parametrize("extra", [{"alphas": [0.15]}, {"alphas": "0.5"}, {"stages": ["R"]}])
+def test_a_state_with_other_alphas_or_stages_than_there_can_be_is_refused(over, extra):
+    (_, _, own), directory = over
+    _, _, s = make()
+    s.use_directory(directory)
+    own = copy.deepcopy(own)
+    own["meta"]["extra"] |= extra
+    with pytest.raises(ValueError, match="sparsifier state: extra: expected alphas of"):
+        s.load_state_dict(own)
+    assert s.steps == 0 and s.alphas == [] and s.digests == {}
+
+
 # What is reported, and given back.
+
+@pytest.mark.parametrize("coupled", [True, False])
+def test_what_reads_hidden_channels_costs_less_where_they_can_be_removed(coupled):
+    net, _, s = make(coupled=coupled)
+    train(net, s, range(54))
+    one, two, last = 9 / 12, 12 / 16, 7 / 10                                 # of the channels of conv1, of conv2 and skip, of last
+    rows = {"conv1.weight": one, "conv2.weight": two, "skip.weight": two, "last.weight": last}
+    reads = {"conv2.weight": one, "last.weight": two, "fc.weight": last} if coupled else {}
+    assert s.masks.densities("c3") == pytest.approx({name: rows.get(name, 1) * reads.get(name, 1) for name in [*rows, *reads]})
+    assert s.masks.densities("u3").keys() == rows.keys() and s.masks.densities("dense") == dict.fromkeys(rows, 1.0)
+    weights = {name: value.numel() for name, value in net.named_parameters() if name.removesuffix(".weight") in ("stem", "fc") or name in rows}
+    left = sum(count * s.masks.densities("c3").get(name, 1.0) for name, count in weights.items())
+    assert s.masks.effective_sparsity("c3") == pytest.approx(1 - left / sum(weights.values()))
+    assert s.masks.effective_sparsity("u3") == s.masks.sparsity("u3")
+
 
 def test_metrics_tell_stages_alphas_flops_and_events(over):
     net, _, s = again(over)
