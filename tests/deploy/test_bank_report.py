@@ -355,6 +355,19 @@ def test_limits_that_are_none(bank, limits, words):
         fit(found, **limits)
 
 
+@pytest.mark.parametrize("setup, words", [
+    ({"batch": 3}, "batch was 2, now 3; measure this one: sparsekern report toy.safetensors --batch 3"),
+    ({"batch": 2, "fold": False}, "fold was True, now False; .* --batch 2$"), ({"device": "cuda"}, "device was 'cpu', now 'cuda'"),
+    ({"fold": True, "device": "cpu", "batch": 2}, None)])
+def test_tables_of_other_settings_are_refused(bank, setup, words):
+    found = report(bank, fold=True)
+    if words is None:
+        assert fit(found, latency_ms=1e6, setup=setup) == fit(found, latency_ms=1e6)
+    else:
+        with pytest.raises(ValueError, match=words):
+            fit(found, latency_ms=1e6, setup=setup)
+
+
 def test_tables_of_other_machines_and_banks_are_refused(bank, tmp_path):
     found = report(bank)
     other = copy.deepcopy(found)
