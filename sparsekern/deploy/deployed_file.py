@@ -56,8 +56,6 @@ def load_deployed(path: Path | str, model: nn.Module | None = None) -> nn.Module
                 raise TensorFileError("it names no architecture; pass model=")
             model = outline(meta["model"], tensors.values())
         model = _fit(model, tensors, meta["layers"])
-            model = _architecture(meta["model"])
-        _fit(model, tensors, meta["layers"])
         if meta.get("memory_format") == "channels_last":    # a 1x1 weight lies the same in both orders, and says so by its strides alone
             set_memory_order(model, "channels_last")
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError, RecursionError) as error:
