@@ -61,8 +61,7 @@ def _deploy(given) -> int:
     model = bank.meta.get("model")
     if model is None:
         raise ValueError(f"{given.bank} does not say which model it is of; from Python: SubnetBank.load(...).deploy(name, model=...)")
-    setup = {"batch": given.batch, "device": given.device.partition(":")[0]}
-    setup |= {} if given.fold else {"fold": False}          # a folded net keeps the limits that the unfolded one was measured to keep
+    setup = {"batch": given.batch, "fold": given.fold, "device": given.device.partition(":")[0]}
     name = fit(bank, **limits, setup=setup) if limits else given.subnet
     net = bank.deploy(name, given.device, given.batch, fold=given.fold, prefer=given.prefer, backend="dense" if kind == "onnx" else given.backend,
                       memory_format="keep" if kind == "onnx" else given.memory_format)

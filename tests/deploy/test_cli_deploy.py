@@ -140,8 +140,9 @@ def test_report_and_fit(runs, tmp_path, capsys):
         name = capsys.readouterr().out.split(" of ")[0]
         assert bank.subnet(name).accuracy == best
     for wrong, words in ((["--latency-ms", "0.0000001", *QUICK], "no sub-net measured keeps"),
-                         (["--latency-ms", "1000", *QUICK, "--batch", "9"],
-                          "another setting: batch was 8, now 9; measure this one: sparsekern report bank.safetensors --batch 9 --device cpu")):
+                         (["--latency-ms", "1000", *QUICK, "--batch", "9", "--no-fold"],
+                          "another setting: batch was 8, now 9, fold was True, now False; measure this one: sparsekern report bank.safetensors "
+                          "--batch 9 --no-fold --device cpu")):
         assert main(["deploy", str(file), *wrong]) == 2
         said = capsys.readouterr().err
         assert said.startswith("sparsekern: error: deploy: ") and words in said and said.count("\n") == 1
