@@ -44,7 +44,7 @@ def _at_end(run) -> dict:
     from sparsekern.deploy import BankError, channel_report, write_bank
     try:
         bank = write_bank(run)
-    except BankError as error:                             # the run's own report is worth more than its bank
+    except (BankError, OSError) as error:                  # the run's own report is worth more than its bank
         print(f"sparsekern: no bank was written: {error}", file=sys.stderr)
         bank = {}
     return bank | channel_report(run)

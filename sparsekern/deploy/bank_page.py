@@ -54,7 +54,8 @@ def _table(report: dict) -> str:
         *slower_text(report),
         "Latency: median of the rounds. Times dense: median of each round's own ratio to the net whole, which runs right beside; faster is yes "
         "or no where nine rounds of ten agree. Memory: weights and buffers, and the most that one inference allocates beside them and the input, "
-        "at torch's allocator. File: of this sub-net alone. 1 MB is 10^6 bytes."])
+        "at torch's allocator. File: the least that this sub-net alone could take in the form that is named, whatever form runs; parameters and "
+        "FLOPs (of one sample) are those of the nonzeros, or of the narrower net. 1 MB is 10^6 bytes."])
     return f'<section class="wide">{table(head, rows)}{notes}</section>'
 
 

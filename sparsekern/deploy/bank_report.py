@@ -14,7 +14,7 @@ from sparsekern.deploy.bank_figures import FORMAT, check_report, differences, fi
 from sparsekern.deploy.bank_measure import deployment_of, held_bytes, pair, peak_bytes, repeats_for, size_of, size_of_whole, timings
 from sparsekern.deploy.bank_page import render
 from sparsekern.deploy.progress import Progress
-from sparsekern.deploy.timing import Timer, time_inference
+from sparsekern.deploy.timing import Timer, time_inference, usable_device
 from sparsekern.sparsity.latency import write_json
 from sparsekern.support.provenance import commit, finite, uncommitted, versions
 
@@ -35,7 +35,8 @@ def report_bank(path: Path | str, out: Path | str | None = None, *, batch: int =
         path: of the bank. out: the directory of the two files; default that of the bank.
         batch: samples at a time. threads: CPU threads while this runs; default torch's.
         rounds: of which medians and spreads are reported. fold: batch norm folded into the layer before it.
-        only: names of sub-nets; default all.
+        only: names of sub-nets; default all. What a report has of the others
+            stays in it, where it is of this bank, machine and setting.
         resume: keep what was measured for this very bank, machine and setting, finished or stopped, and measure the rest. A sub-net that
             is deployed in other forms than before is measured from the start.
         progress: auto, rich, plain or none. model, shape: what the net is, and the shape of a sample, where the bank does not say it.
@@ -50,7 +51,7 @@ def report_bank(path: Path | str, out: Path | str | None = None, *, batch: int =
     for name, value in (("batch", batch), ("rounds", rounds), ("threads", 1 if threads is None else threads)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"report: {name}: expected an integer of at least 1, got {value!r}")
-    path, device = Path(path), _device(device)
+    path, device = Path(path), usable_device("report", device)
     bank = SubnetBank.load(path)
     names = _choose(bank.names(), only)
     with _threads(threads):
@@ -62,9 +63,10 @@ def report_bank(path: Path | str, out: Path | str | None = None, *, batch: int =
             "commit": commit(), "uncommitted_changes": uncommitted(), "versions": versions(),
             "command": _command(path, batch, device, rounds, fold, only), "dense": None, "subnets": []}
         target = report_path(path, out)
-        run = _Run(report, target, rounds, _known(target, report) if resume else {})
-        images = torch.rand(batch, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+        run = _Run(report, target, rounds, _known(target, report) if resume else {} if only is None else _others(target, report, names))
         dense = bank.plain(bank.names()[0], model).to(device)           # its zeros are multiplied as all others
+        kind = next((weight.dtype for weight in dense.parameters() if weight.is_floating_point()), None)
+        images = torch.rand(batch, *shape, generator=torch.Generator().manual_seed(0)).to(device, kind)
         run.measure(bank, names, dense, images, {"fold": fold, "model": model}, timer, progress)
     return run.report
 
@@ -159,6 +161,14 @@ def _known(target: Path, report: dict) -> dict[str, dict]:
     return {row["name"]: row for row in found["subnets"] if row["name"] in report["bank"]["subnets"]}
 
 
+def _others(target: Path, report: dict, names: Sequence[str]) -> dict[str, dict]:
+    """{name: row} of the sub-nets that are not measured again."""
+    try:
+        return {name: row for name, row in _known(target, report).items() if name not in names}
+    except ValueError:                                      # of something else: made anew
+        return {}
+
+
 def _choose(names: Sequence[str], only: Sequence[str] | None) -> list[str]:
     wanted = list(names) if only is None else list(only)
     unknown = [name for name in wanted if name not in names]
@@ -167,22 +177,11 @@ def _choose(names: Sequence[str], only: Sequence[str] | None) -> list[str]:
     return [name for name in names if name in wanted]
 
 
-def _device(device: torch.device | str) -> torch.device:
-    try:
-        device = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"report: device: expected cpu or cuda, got {device!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"report: device: expected cpu or cuda, got {str(device)!r}")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("report: device: torch finds no CUDA device; use cpu")
-    return device
-
-
 def _shape(bank, shape: Sequence[int] | None) -> tuple[int, ...]:
     shape = (bank.meta.get("model") or {}).get("shape") if shape is None else shape
     if not shape or any(type(size) is not int or size < 1 for size in shape):
-        raise ValueError(f"report: shape: expected the sizes of one sample, such as (3, 32, 32), as the bank does not say them; got {shape!r}")
+        raise ValueError(f"report: shape: expected the sizes of one sample, such as (3, 32, 32), got {shape!r}; where a bank does not say its model, "
+                         f"from Python: report_bank(path, model=..., shape=...)")
     return tuple(shape)
 
 

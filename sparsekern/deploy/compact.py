@@ -20,6 +20,7 @@ from sparsekern.deploy.layer_forms import (
     stored_bytes,
     time_beside,
 )
+from sparsekern.deploy.timing import usable_device
 from sparsekern.sparsity.channel_groups import BACKENDS as FOLLOWERS
 from sparsekern.sparsity.channel_groups import find_channel_groups
 from sparsekern.sparsity.layers import refuse_attached
@@ -67,7 +68,7 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], pattern: str, example
             that is not there. TypeError: an argument of another type.
     """
     pattern = _check_options(model, pattern, backend, prefer, groups, memory_format, rounds, dtype)
-    where, timer = _device(device), timer or time_beside
+    where, timer = usable_device("compact", device), timer or time_beside
     plain = _masked(model, masks).to(where, dtype)
     example = _placed(example, where, dtype)
     expected = _run(plain, example)
@@ -132,22 +133,6 @@ def _check_options(model, pattern, backend, prefer, groups, memory_format, round
         return NM.parse(pattern)
     except (ValueError, TypeError) as error:
         raise ValueError(f'compact: pattern: expected "dense", "unstructured", "channel" or n:m such as "2:4", got {pattern!r}') from error
-
-
-def _device(device: torch.device | str) -> torch.device:
-    try:
-        where = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f'compact: device: expected "cpu" or "cuda", got {device!r}') from error
-    if where.type not in ("cpu", "cuda"):
-        raise ValueError(f'compact: device: expected "cpu" or "cuda", got {device!r}: there are no kernels for it')
-    if where.type == "cuda" and not torch.cuda.is_available():
-        built = "finds no GPU or no driver" if torch.version.cuda else "is built without CUDA"
-        raise ValueError(f'compact: device: {device!r} was asked for, but this torch ({torch.__version__}) {built}; install what is missing, '
-                         f'or take device="cpu"')
-    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"compact: device: {device!r} was asked for, there are {torch.cuda.device_count()} GPUs")
-    return where
 
 
 def _masked(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:

@@ -95,6 +95,23 @@ def time_inference(net: nn.Module, images: Tensor) -> float:
         return start.elapsed_time(end)
 
 
+def usable_device(op: str, device: torch.device | str) -> torch.device:
+    """The device, where something can be run and measured on it here; else ValueError, which names `op`."""
+    try:
+        where = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f'{op}: device: expected "cpu" or "cuda", got {device!r}') from error
+    if where.type not in ("cpu", "cuda"):
+        raise ValueError(f'{op}: device: expected "cpu" or "cuda", got {device!r}: there are no kernels for it')
+    if where.type == "cuda" and not torch.cuda.is_available():
+        built = "finds no GPU or no driver" if torch.version.cuda else "is built without CUDA"
+        raise ValueError(f'{op}: device: {device!r} was asked for, but this torch ({torch.__version__}) {built}; install what is missing, '
+                         f'or take device="cpu"')
+    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"{op}: device: {device!r} was asked for, there are {torch.cuda.device_count()} GPUs")
+    return where
+
+
 def _timing(pairs: list[tuple[float, float]]) -> Timing:
     ms, reference_ms = torch.tensor(pairs, dtype=torch.float64).unbind(1)
     low, middle, high = (ms / reference_ms).quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()

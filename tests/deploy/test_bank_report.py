@@ -198,7 +198,23 @@ def test_a_finished_report_measures_nothing_again_and_grows(bank):
     assert len(report(bank, resume=True)["subnets"]) == 5 and FakeBank.deployed == ["dense", "u0.5", "2:4"]
     before = json.loads(report_path(bank).read_text())["subnets"]
     assert report(bank, resume=True, only=["dense"])["subnets"] == before and FakeBank.deployed == []
-    assert len(report(bank, only=["dense"])["subnets"]) == 1
+    assert len(report(bank, only=["dense"])["subnets"]) == 5 and FakeBank.deployed == ["dense"]
+
+
+def test_one_subnet_measured_again_leaves_the_others(bank):
+    before = {row["name"]: row for row in report(bank)["subnets"]}
+    after = {row["name"]: row for row in report(bank, only=["u0.9"], rounds=2)["subnets"]}
+    assert list(after) == list(before) and len(after["u0.9"]["times"]) == 2 and FakeBank.deployed[-1] == "u0.9"
+    assert all(after[name] == row for name, row in before.items() if name != "u0.9")
+    assert [row["name"] for row in report(bank, only=["u0.9"], batch=3)["subnets"]] == ["u0.9"]       # rows of another setting are none of it
+
+
+def test_a_net_of_another_dtype_is_measured_in_it(bank, monkeypatch):
+    plain, deploy = FakeBank.plain, FakeBank.deploy
+    monkeypatch.setattr(FakeBank, "plain", lambda *given: plain(*given).double())
+    monkeypatch.setattr(FakeBank, "deploy", lambda *given, example, **options: deploy(*given, example=example.float(), **options).to(example.dtype))
+    found = report(bank)
+    assert found["dense"]["weight_bytes"] == sum(value.nbytes for value in net("dense").double().state_dict().values())
 
 
 def test_a_stopped_run_counts_more_than_an_old_report(bank):

@@ -54,6 +54,16 @@ def test_training_writes_the_bank(tmp_path, capsys, monkeypatch):
     assert bank.meta["model"] == {"name": "mlp:8", "classes": 10, "shape": [1, 8, 8]} and bank.meta["algorithm"] == "ast-gc"
 
 
+def test_a_run_whose_bank_finds_no_room_keeps_its_report(tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr("sparsekern.training.report.render", lambda report: "page")
+    monkeypatch.setattr("sparsekern.deploy.bank.save_tensors", full)
+    train(tmp_path / "run", "ast-gc", "--model", "mlp:8", "--sparsity", "0.5,0.8")
+    assert "no bank was written: [Errno 28] No space left" in capsys.readouterr().err
+    assert "bank" not in json.loads((tmp_path / "run/report.json").read_text())
+
+
 @pytest.mark.parametrize("run", ["ast-gc", "nm", "gse", "cocktail"])
 @pytest.mark.parametrize("options", [[], ["--fold", "--prefer", "memory"], ["--backend", "csr"], ["--backend", "packed"]])
 def test_every_subnet_deployed_and_loaded_is_the_same(runs, tmp_path, capsys, run, options):
