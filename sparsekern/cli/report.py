@@ -1,5 +1,6 @@
 """sparsekern report: the page of a run, written again from what was measured then; or every sub-net of a bank, measured now."""
 import sys
+from argparse import BooleanOptionalAction
 from pathlib import Path
 
 from sparsekern.cli.usage import Parser, UsageError, running
@@ -17,7 +18,8 @@ def run(arguments: list[str]) -> int:
                                                                                                              "that of the bank"),
             ("progress", str, "auto", "auto, rich, plain or none")):
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (default: %(default)s)" if default else text)
-    parser.add_argument("--fold", action="store_true", help="batch norm becomes part of the layer before it")
+    parser.add_argument("--fold", action=BooleanOptionalAction, default=True, help="batch norm becomes part of the layer before it, as "
+                        "sparsekern deploy has it (default: yes)")
     parser.add_argument("--resume", action="store_true", help="go on with a report that was stopped, or measure what it does not have yet")
     try:
         given = parser.parse_args(arguments)

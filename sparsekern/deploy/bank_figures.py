@@ -103,7 +103,7 @@ def fit(source, latency_ms: float | None = None, memory_mb: float | None = None,
 
 
 def _options(setup: Mapping) -> str:
-    return " ".join(f"--{key}" if value is True else f"--{key} {value}" for key, value in setup.items() if value is not False)
+    return " ".join(f"--{'' if value else 'no-'}{key}" if isinstance(value, bool) else f"--{key} {value}" for key, value in setup.items())
 
 
 def _of(source) -> dict:

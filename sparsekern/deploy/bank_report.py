@@ -197,4 +197,4 @@ def _threads(count: int | None) -> Iterator[None]:
 
 def _command(path: Path, batch: int, device: torch.device, rounds: int, fold: bool, only: Sequence[str] | None) -> str:
     return (f"sparsekern report {path.name} --batch {batch} --device {device} --threads {torch.get_num_threads()} --rounds {rounds}"
-            + (" --fold" if fold else "") + (f" --only {','.join(only)}" if only else ""))
+            + (" --fold" if fold else " --no-fold") + (f" --only {','.join(only)}" if only else ""))

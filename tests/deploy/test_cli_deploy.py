@@ -65,7 +65,7 @@ def test_a_run_whose_bank_finds_no_room_keeps_its_report(tmp_path, capsys, monke
 
 
 @pytest.mark.parametrize("run", ["ast-gc", "nm", "gse", "cocktail"])
-@pytest.mark.parametrize("options", [[], ["--fold", "--prefer", "memory"], ["--backend", "csr"], ["--backend", "packed"]])
+@pytest.mark.parametrize("options", [[], ["--no-fold", "--prefer", "memory"], ["--backend", "csr"], ["--backend", "packed"]])
 def test_every_subnet_deployed_and_loaded_is_the_same(runs, tmp_path, capsys, run, options):
     bank = SubnetBank.load(runs[run])
     for name in bank.names():
@@ -140,9 +140,9 @@ def test_report_and_fit(runs, tmp_path, capsys):
         name = capsys.readouterr().out.split(" of ")[0]
         assert bank.subnet(name).accuracy == best
     for wrong, words in ((["--latency-ms", "0.0000001", *QUICK], "no sub-net measured keeps"),
-                         (["--latency-ms", "1000", *QUICK, "--batch", "9", "--fold"],
-                          "another setting: batch was 8, now 9, fold was False, now True; measure this one: sparsekern report bank.safetensors "
-                          "--batch 9 --fold --device cpu")):
+                         (["--latency-ms", "1000", *QUICK, "--batch", "9", "--no-fold"],
+                          "another setting: batch was 8, now 9, fold was True, now False; measure this one: sparsekern report bank.safetensors "
+                          "--batch 9 --no-fold --device cpu")):
         assert main(["deploy", str(file), *wrong]) == 2
         said = capsys.readouterr().err
         assert said.startswith("sparsekern: error: deploy: ") and words in said and said.count("\n") == 1
