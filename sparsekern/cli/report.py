@@ -18,8 +18,8 @@ def run(arguments: list[str]) -> int:
                                                                                                              "that of the bank"),
             ("progress", str, "auto", "auto, rich, plain or none")):
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (default: %(default)s)" if default else text)
-    parser.add_argument("--fold", action=BooleanOptionalAction, default=True, help="batch norm becomes part of the layer before it, as "
-                        "sparsekern deploy has it (default: yes)")
+    parser.add_argument("--fold", action=BooleanOptionalAction, default=True, help="batch norm becomes part of the layer before it "
+                        "(default: yes, as in deploy)")
     parser.add_argument("--resume", action="store_true", help="go on with a report that was stopped, or measure what it does not have yet")
     try:
         given = parser.parse_args(arguments)

@@ -73,7 +73,7 @@ def fit(source, latency_ms: float | None = None, memory_mb: float | None = None,
             or what `report_bank` returned.
         latency_ms: at most so many milliseconds a batch of the report's size. memory_mb: at most so many times 10^6 bytes of weights and
             peak of activations together.
-        setup: what it is for, any of {"batch": 128, "fold": False, "device": "cpu"}; the report has to be of the same. None: as it was measured.
+        setup: what it is for, any of {"batch": 128, "fold": True, "device": "cpu"}; the report has to be of the same. None: as it was measured.
     Raises:
         ValueError: no limit, or one that is no number of 0 or more; a report that is missing, damaged or not of this bank, machine, number of
             threads and setup; nothing fits (the fastest and the smallest sub-net are named).

@@ -23,7 +23,7 @@ SAVE_SECONDS = 2.0                                          # between two writes
 
 
 def report_bank(path: Path | str, out: Path | str | None = None, *, batch: int = 128, device: torch.device | str = "cpu",
-                threads: int | None = None, rounds: int = 15, fold: bool = False, only: Sequence[str] | None = None, resume: bool = False,
+                threads: int | None = None, rounds: int = 15, fold: bool = True, only: Sequence[str] | None = None, resume: bool = False,
                 progress: str = "auto", model: nn.Module | None = None, shape: Sequence[int] | None = None,
                 timer: Timer = time_inference) -> dict:
     """Deploy and measure the sub-nets of a bank, each beside the dense net; write BANK.report.json and BANK.report.html.
@@ -197,4 +197,4 @@ def _threads(count: int | None) -> Iterator[None]:
 
 def _command(path: Path, batch: int, device: torch.device, rounds: int, fold: bool, only: Sequence[str] | None) -> str:
     return (f"sparsekern report {path.name} --batch {batch} --device {device} --threads {torch.get_num_threads()} --rounds {rounds}"
-            + (" --fold" if fold else " --no-fold") + (f" --only {','.join(only)}" if only else ""))
+            + ("" if fold else " --no-fold") + (f" --only {','.join(only)}" if only else ""))

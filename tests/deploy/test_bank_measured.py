@@ -77,8 +77,8 @@ def test_a_bank_that_names_no_model_is_measured_with_one(tmp_path):
 def test_folding_is_part_of_the_setting(tmp_path):
     path = tmp_path / "bank.safetensors"
     bank_of(path, "static", CONV, sparsity=0.9)
-    whole = report_bank(path, batch=4, rounds=1, progress="none")["subnets"][0]
-    folded = report_bank(path, batch=4, rounds=1, progress="none", fold=True)
+    whole = report_bank(path, batch=4, rounds=1, progress="none", fold=False)["subnets"][0]
+    folded = report_bank(path, batch=4, rounds=1, progress="none")
     assert folded["setup"]["fold"] and folded["subnets"][0]["parameters"] <= whole["parameters"]
     with pytest.raises(ValueError, match="fold was True, now False"):
-        report_bank(path, batch=4, rounds=1, progress="none", resume=True)
+        report_bank(path, batch=4, rounds=1, progress="none", fold=False, resume=True)

@@ -233,7 +233,7 @@ def test_other_forms_are_measured_from_the_start(bank, monkeypatch):
     assert clock.looks == 2 + 4 * (4 * 1 + 3) and rows["u0.9"]["forms"] == {"dense": 1} and len(rows["u0.9"]["times"]) == 3
 
 
-@pytest.mark.parametrize("options, words", [({"batch": 3}, "batch was 2, now 3"), ({"fold": True}, "fold was False, now True"),
+@pytest.mark.parametrize("options, words", [({"batch": 3}, "batch was 2, now 3"), ({"fold": False}, "fold was True, now False"),
                                             ({"threads": 2}, "threads was 1, now 2")])
 def test_another_setting_is_not_resumed(bank, options, words):
     report(bank)

@@ -65,7 +65,7 @@ def test_a_run_whose_bank_finds_no_room_keeps_its_report(tmp_path, capsys, monke
 
 
 @pytest.mark.parametrize("run", ["ast-gc", "nm", "gse", "cocktail"])
-@pytest.mark.parametrize("options", [[], ["--no-fold", "--prefer", "memory"], ["--backend", "csr"], ["--backend", "packed"]])
+@pytest.mark.parametrize("options", [[], ["--fold", "--prefer", "memory"], ["--backend", "csr"], ["--backend", "packed"]])
 def test_every_subnet_deployed_and_loaded_is_the_same(runs, tmp_path, capsys, run, options):
     bank = SubnetBank.load(runs[run])
     for name in bank.names():
