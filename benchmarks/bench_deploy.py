@@ -42,8 +42,8 @@ def channel_masks(model, share):
 def compete(race, shape, model, masks, pattern, targets=lambda report: (), notes=lambda report: []):
     """The deployed net, folded and not, beside the dense one with zeros: as it came, and at its best: in the quicker memory order, folded or not."""
     x = torch.randn(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    deployed, report = compact(model, masks, pattern, x, rounds=5)
-    folded, report_folded = compact(model, masks, pattern, x, fold=True, rounds=5)
+    deployed, report = compact(model, masks, pattern, x)
+    folded, report_folded = compact(model, masks, pattern, x, fold=True)
     dense, _ = compact(model, masks, "dense", x, rounds=1, memory_format="keep")
     nets = {"sparsekern": deployed, "sparsekern, folded": folded, "torch dense": dense, "torch dense, folded": copy.deepcopy(dense)}
     fold_norms(nets["torch dense, folded"], x[:1])
