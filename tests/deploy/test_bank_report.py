@@ -1,102 +1,18 @@
-"""The report of a bank: what is measured, kept and refused, and which sub-net fits."""
-import copy
-import importlib.util
+"""The report of a bank: what is measured, kept and refused."""
 import json
 import re
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
+import bank_toys
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from bank_toys import ACCURACY, MS, Clock, FakeBank, net, report
 from torch import nn
 
-from sparsekern.deploy import bank_measure, bank_page, bank_report
+from sparsekern.deploy import bank_measure, bank_page
 from sparsekern.deploy.bank_figures import by_pattern, pareto, partial_path, read_report, sha256
-from sparsekern.deploy.bank_report import check_report, fit, machine, report_bank, report_path, text_table
+from sparsekern.deploy.bank_report import check_report, fit, machine, report_path, text_table
 from sparsekern.deploy.timing import time_inference
-
-FIGURES = bank_page._figures
-MS = {"dense": 8.0, "u0.5": 4.0, "u0.9": 2.0, "2:4": 10.0, "c0.5": 1.0}                       # what the fake clock shows
-ACCURACY = {"dense": 0.9, "u0.5": 0.91, "u0.9": 0.8, "2:4": 0.89, "c0.5": None}
-
-
-def net(tag: str, width: int = 8) -> nn.Module:
-    torch.manual_seed(0)
-    made = nn.Sequential(nn.Conv2d(1, width, 3, padding=1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(width * 16, 4)).eval()
-    made.tag = tag
-    return made
-
-
-class FakeBank:
-    """A bank of five sub-nets of a small net; unstructured ones run in "csr", the channel one is narrow."""
-    meta = {"model": {"name": "toy", "classes": 4, "shape": [1, 4, 4]}}
-    forms = {"dense": "dense", "u0.5": "dense", "u0.9": "csr", "2:4": "packed", "c0.5": "slim"}
-    deployed: list[str] = []
-
-    @classmethod
-    def load(cls, path):
-        if path.read_bytes()[:4] != b"bank":
-            raise ValueError(f"{path.name}: not a bank")
-        cls.deployed = []
-        return cls()
-
-    def names(self):
-        return tuple(MS)
-
-    def subnet(self, name):
-        pattern = {"u": "unstructured", "c": "channel"}.get(name[0], name)
-        return SimpleNamespace(name=name, pattern=pattern, sparsity=0.0 if name == "dense" else 0.5, nnz=100, accuracy=ACCURACY[name], masks={})
-
-    def plain(self, name, model=None):
-        made = net(name)
-        if name != "dense":
-            with torch.no_grad():
-                made[3].weight[:, ::2] = 0
-        return made
-
-    def deploy(self, name, device="cpu", batch=128, *, model=None, example=None, fold=False):
-        assert example.shape == (batch, 1, 4, 4)
-        self.deployed.append(name)
-        made = net(name, 4 if name == "c0.5" else 8)
-        layer = SimpleNamespace(name="3", form=self.forms[name], reason="<because> it is & was", ms=0.1, dense_ms=None)
-        made.deployment = SimpleNamespace(layers=(layer,), notes=("a note",), difference=0.0)
-        return made
-
-
-@pytest.fixture
-def bank(tmp_path, monkeypatch):
-    path = tmp_path / "toy.safetensors"
-    path.write_bytes(b"bank of a toy")
-    monkeypatch.setattr(bank_report, "SubnetBank", FakeBank)
-    monkeypatch.setattr(bank_page, "_figures", lambda report: "")           # plots take long
-    return path
-
-
-@pytest.fixture
-def drawn(bank, monkeypatch):
-    """A bank whose page has its plots."""
-    monkeypatch.setattr(bank_page, "_figures", FIGURES)
-    return bank
-
-
-class Clock:
-    """Shows MS under a drift that grows with every look: ratios of neighbours hardly feel it."""
-    def __init__(self, drift: float = 0.0, stop: int | None = None):
-        self.looks, self.drift, self.stop = 0, drift, stop
-
-    def __call__(self, one, images):
-        self.looks += 1
-        if self.looks == self.stop:
-            raise KeyboardInterrupt
-        return MS[one.tag] * (1 + self.drift * self.looks)
-
-
-def report(bank, **options) -> dict:
-    return report_bank(bank, **{"batch": 2, "rounds": 4, "progress": "none", "timer": Clock()} | options)
-
 
 # ---- what is measured ----
 
@@ -310,7 +226,7 @@ def test_without_matplotlib_there_are_numbers_and_a_sentence(drawn, monkeypatch)
 
 
 def test_without_accuracies_there_is_no_plot(drawn, monkeypatch):
-    monkeypatch.setattr(sys.modules[__name__], "ACCURACY", dict.fromkeys(ACCURACY))
+    monkeypatch.setattr(bank_toys, "ACCURACY", dict.fromkeys(ACCURACY))
     page = bank_page.render(report(drawn))
     assert "knows no accuracies" in page and "svg" not in page
 
@@ -328,183 +244,3 @@ def test_the_front_and_the_order():
         ("a", "channel", 3, 0.5), ("b", "2:4", 1, 0.4), ("c", "dense", 4, 0.5), ("d", "odd", 1, 0.3), ("e", "unstructured", 2, None))]
     assert [row["name"] for row in pareto(rows)] == ["b", "a"]
     assert [row["name"] for row in by_pattern(rows)] == ["c", "e", "b", "a", "d"]
-
-
-# ---- the choice ----
-
-def test_the_most_accurate_that_fits(bank):
-    found = report(bank)
-    path = report_path(bank)
-    for source in (found, path, str(path), bank, SimpleNamespace(path=bank)):
-        assert fit(source, latency_ms=8) == "u0.5" and fit(source, latency_ms=3) == "u0.9"
-    assert fit(found, latency_ms=1.4) == "c0.5"                                        # of unknown accuracy: only where nothing else fits
-    assert fit(found, memory_mb=1e6) == "u0.5"
-    slim = next(row for row in found["subnets"] if row["name"] == "c0.5")
-    assert fit(found, latency_ms=10, memory_mb=slim["memory_bytes"] / 1e6) == "c0.5"
-    with pytest.raises(ValueError, match="no sub-net measured keeps 0.1 ms; the fastest, c0.5, takes 1 ms"):
-        fit(found, latency_ms=0.1)
-    with pytest.raises(ValueError, match="keeps 1 ms and 0 MB; the fastest, c0.5, takes 1 ms; the smallest, c0.5, takes 0.00"):
-        fit(found, latency_ms=1, memory_mb=0)
-
-
-@pytest.mark.parametrize("limits, words", [({}, "got no limit"), ({"latency_ms": float("nan")}, "got nan"), ({"memory_mb": -1}, "got -1"),
-                                           ({"latency_ms": True}, "got True"), ({"latency_ms": "9"}, "got '9'"), ({"memory_mb": 10**400}, "number")])
-def test_limits_that_are_none(bank, limits, words):
-    found = report(bank)
-    with pytest.raises(ValueError, match=words):
-        fit(found, **limits)
-
-
-@pytest.mark.parametrize("setup, words", [
-    ({"batch": 3}, "batch was 2, now 3; measure this one: sparsekern report toy.safetensors --batch 3"),
-    ({"batch": 2, "fold": False}, "fold was True, now False; .* --batch 2 --no-fold$"), ({"device": "cuda"}, "device was 'cpu', now 'cuda'"),
-    ({"fold": True, "device": "cpu", "batch": 2}, None)])
-def test_tables_of_other_settings_are_refused(bank, setup, words):
-    found = report(bank, fold=True)
-    if words is None:
-        assert fit(found, latency_ms=1e6, setup=setup) == fit(found, latency_ms=1e6)
-    else:
-        with pytest.raises(ValueError, match=words):
-            fit(found, latency_ms=1e6, setup=setup)
-
-
-def test_tables_of_other_machines_and_banks_are_refused(bank, tmp_path):
-    found = report(bank)
-    other = copy.deepcopy(found)
-    other["machine"]["name"] = "abacus"
-    with pytest.raises(ValueError, match="another machine or setting: name was 'abacus', .*sparsekern report toy.safetensors"):
-        fit(other, latency_ms=9)
-    torch.set_num_threads(2)
-    with pytest.raises(ValueError, match="threads was 1, now 2"):
-        fit(found, latency_ms=9)
-    torch.set_num_threads(1)
-    bank.write_bytes(b"bank, another")
-    for source in (bank, report_path(bank)):
-        with pytest.raises(ValueError, match="another bank than toy.safetensors is now"):
-            fit(source, latency_ms=9)
-    bank.unlink()
-    assert fit(report_path(bank), latency_ms=9) == "u0.5"                              # the table alone still tells
-    with pytest.raises(ValueError, match="does not exist"):
-        fit(bank, latency_ms=9)
-    with pytest.raises(ValueError, match="make one: sparsekern report BANK"):
-        fit(tmp_path / "none.safetensors", latency_ms=9)
-    with pytest.raises(ValueError, match="lies in no file"):
-        fit(SimpleNamespace(path=None), latency_ms=9)
-
-
-FIGURE = st.sampled_from([0.5, 1.0, 2.0, 3.0])
-
-
-@given(st.lists(st.tuples(st.none() | st.sampled_from([0.0, 0.5, 0.9]), FIGURE, FIGURE), min_size=1, max_size=8), FIGURE, st.none() | FIGURE)
-def test_what_is_chosen_fits_and_nothing_better_does(rows, latency, memory):
-    table = [{"name": f"n{place}", "pattern": "dense", "sparsity": 0.0, "nnz": 1, "accuracy": accuracy, "file_form": "whole", "forms": {},
-              "layers": [], "notes": [], "difference": None, "times": [[ms, 1.0]], "parameters": 1, "flops": 1.0, "file_bytes": 1,
-              "weight_bytes": 1, "peak_bytes": 1, "memory_bytes": size * 1e6} for place, (accuracy, ms, size) in enumerate(rows)]
-    made = hand_made(table)
-    fitting = [row for row in table if row["times"][0][0] <= latency and (memory is None or row["memory_bytes"] <= memory * 1e6)]
-    if not fitting:
-        with pytest.raises(ValueError, match="no sub-net measured keeps"):
-            fit(made, latency_ms=latency, memory_mb=memory)
-        return
-    name = fit(made, latency_ms=latency, memory_mb=memory)
-    chosen = next(row for row in fitting if row["name"] == name)
-
-    def worth(row):
-        return (-1 if row["accuracy"] is None else row["accuracy"]), -row["times"][0][0], -table.index(row)
-    assert all(worth(row) <= worth(chosen) for row in fitting)
-
-
-def hand_made(rows: list[dict]) -> dict:
-    dense = {"latency_ms": 1.0, "latency_low_ms": 1.0, "latency_high_ms": 1.0, "parameters": 1, "flops": 1.0, "file_bytes": 1, "weight_bytes": 1,
-             "peak_bytes": 1, "memory_bytes": 2, "file_form": "whole"}
-    return {"format": bank_report.FORMAT, "complete": True, "machine": machine("cpu"), "setup": {"batch": 1, "shape": [4], "fold": False},
-            "rounds": 1, "bank": {"file": "b.safetensors", "sha256": "0" * 64, "bytes": 1, "subnets": [row["name"] for row in rows], "model": None},
-            "versions": {}, "command": "sparsekern report", "finished": "now", "commit": None, "uncommitted_changes": None, "dense": dense,
-            "subnets": rows}
-
-
-# ---- files that are damaged, foreign or hostile ----
-
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"null", b"7", b'{"format": 3}', b'{"format": "other"}', b"[" * 100000,
-                                     b'{"format": "sparsekern-bank-report-1"}', b'{"a": NaN}', b'{"a": ' + b"9" * 5000 + b"}"])
-def test_files_that_are_no_report(tmp_path, content):
-    path = tmp_path / "x.report.json"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match="bank report: .*x.report.json is") as error:
-        read_report(path)
-    assert "\n" not in str(error.value) and len(str(error.value)) < 600
-
-
-@pytest.mark.parametrize("place, value", [
-    (("subnets", 0, "name"), "\x1b[2J"), (("subnets", 0, "name"), ""), (("subnets", 0, "name"), "n1"), (("subnets", 0, "times"), []),
-    (("subnets", 0, "times"), [[1.0, 0.0]]), (("subnets", 0, "times"), [[1e300, 1.0]]), (("subnets", 0, "times"), [[1.0]]),
-    (("subnets", 0, "accuracy"), 2), (("subnets", 0, "accuracy"), "1"), (("subnets", 0, "sparsity"), -0.1), (("subnets", 0, "nnz"), True),
-    (("subnets", 0, "file_bytes"), 10**400), (("subnets", 0, "forms"), {"csr": -1}), (("subnets", 0, "forms"), []),
-    (("subnets", 0, "layers"), [{"layer": "x"}]), (("subnets", 0, "layers"), 5), (("subnets", 0), None), (("subnets",), 4), (("dense",), None),
-    (("dense", "latency_ms"), 0), (("machine",), []), (("machine", "name"), None), (("setup", "batch"), 0), (("setup", "shape"), "3x3"),
-    (("bank", "file"), "../../etc/passwd"), (("bank", "sha256"), 5), (("bank", "model"), {"name": 1}), (("complete",), "yes"),
-    (("commit",), 5), (("versions",), {"torch": {}}), (("subnets", 0, "notes"), [1]), (("rounds",), 0)])
-def test_wrong_values_are_named(place, value):
-    row = {"name": "n0", "pattern": "dense", "sparsity": 0.0, "nnz": 1, "accuracy": 0.5, "file_form": "whole", "forms": {}, "layers": [],
-           "notes": [], "difference": 0.0, "times": [[1.0, 1.0]], "parameters": 1, "flops": 1.0, "file_bytes": 1, "weight_bytes": 1,
-           "peak_bytes": 1, "memory_bytes": 2}
-    made = json.loads(json.dumps(hand_made([row, row | {"name": "n1"}])))
-    assert check_report(made, "it")["complete"]
-    spot = made
-    for key in place[:-1]:
-        spot = spot[key]
-    spot[place[-1]] = value
-    with pytest.raises(ValueError, match="bank report: it is damaged") as error:
-        check_report(made, "it")
-    assert len(str(error.value)) < 300 and str(error.value).isprintable()
-
-
-def test_missing_entries_are_named(bank):
-    found = report(bank)
-    for key in found:
-        if key != "format":
-            with pytest.raises(ValueError, match=f"is damaged \\(no '{key}'\\)"):
-                check_report({name: value for name, value in found.items() if name != key}, "it")
-
-
-def test_a_huge_file_is_not_read(tmp_path, monkeypatch):
-    path = tmp_path / "x.json"
-    path.write_bytes(b" " * 100)
-    monkeypatch.setattr("sparsekern.deploy.bank_figures._LARGEST_FILE", 99)
-    with pytest.raises(ValueError, match="expected at most"):
-        read_report(path)
-
-
-# ---- the table of results/ ----
-
-def script():
-    spec = importlib.util.spec_from_file_location("bank_table", Path(__file__).parents[2] / "scripts/bank_table.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_markdown_table(bank, tmp_path, capsys):
-    folder = tmp_path / "results"
-    folder.mkdir()
-    report(bank)
-    report_path(bank).rename(folder / "toy-seed0.bank.report.json")
-    device = {"name": "abacus", "threads": 1, "isa": "none"}
-    run = {"algorithm": "toy", "model": "toy", "train_images": 10, "test_images": 5, "epochs": 1, "steps_per_epoch": 2, "device": device,
-           "versions": {"torch": "2"}, "commit": "0123456789abc", "training_flops": 1.0, "dense_training_flops": 2.0, "subnets": [
-               {"name": "u0.9", "pattern": "unstructured", "sparsity": 0.9, "accuracy": 0.8, "accuracy_before": 0.7, "accuracy_of_stage": 0.75},
-               {"name": "2:4", "pattern": "2:4", "sparsity": 0.5, "accuracy": 0.6, "accuracy_before": None}]}
-    for seed in (0, 1):
-        (folder / f"toy-seed{seed}.json").write_text(json.dumps(run))
-    (folder / "latency.json").write_text("{}")
-    table = script()
-    assert table.main([str(folder), "--plot", str(tmp_path / "plot.png")]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert (tmp_path / "plot.png").stat().st_size > 1000 and "![Accuracy over latency](plot.png)" in lines
-    row = next(line for line in lines if line.startswith("| u0.9 |"))
-    assert "| 75.00 | 70.00 | 80.00 |" in row and "| 2.00 | 4.00 (4.00-4.00) | yes |" in row and row.endswith("| 1 csr |")
-    assert row.count("|") == lines[lines.index(row) - 4].count("|") == next(line for line in lines if line.startswith("| the net whole")).count("|")
-    assert "| toy | 2 | - | 80.00 ± 0.00 | 60.00 ± 0.00 | - | -, 70.00 ± 0.00, -, - | 0.50 |" in lines
-    assert any("Measured by `sparsekern report toy.safetensors" in line for line in lines) and any("abacus" in line for line in lines)
-    (tmp_path / "none").mkdir()
-    assert table.main([str(tmp_path / "none")]) == 2
