@@ -31,6 +31,7 @@ from sparsekern.support.flops import layer_flops
 
 FORMS = ("auto", "dense", "csr", "packed", "sp24")
 ORDERS = ("auto", "keep", "contiguous", "channels_last")
+_WORTH = 0.95                                                   # of the dense net's time: a smaller gain is not told from noise
 _EXACT = {torch.float64: 1e-9, torch.float32: 1e-3}             # a slimmed net that differs by more is not believed; half types: 0.05
 
 
@@ -43,8 +44,8 @@ def compact(model: nn.Module, masks: Mapping[str, Tensor], pattern: str, example
     "channel": channels that are zeros whatever comes in are cut out. "unstructured": convolutions and linear layers hold only their nonzeros
     (CSR). "n:m": packed kept weights. Each layer takes the form that is the quickest for its own input at the batch of `example`; the whole
     net is measured beside the dense one then, in the model's memory order and in the other one, and the quicker is taken. The dense net is
-    given the same orders (and `fold`); while the net is slower than the quickest dense one, the half of the layers that gain the least goes
-    back to dense.
+    given the same orders (and `fold`); while the net is not quicker than the quickest dense one by a twentieth, the half of the layers that
+    gain the least goes back to dense.
 
     Args:
         model: a plain module; it is copied, never changed. What the masks hide is set to zero in the copy.
@@ -311,9 +312,9 @@ def _measured(plain, choices, example, notes, options, asked) -> tuple[nn.Module
     times, may_return = measure([choice.net for choice in choices]), options["backend"] == "auto" and options["prefer"] == "speed"
     choice = min(choices, key=lambda choice: (stored_bytes(choice.net) if options["prefer"] == "memory" else 0, times[id(choice.net)]))
     net, rows, spare = choice.net, choice.rows, choice.spare
-    while slower() > 1 and spare and may_return:
+    while slower() > _WORTH and spare and may_return:
         order = sorted(spare, key=lambda name: rows[name].dense_ms - rows[name].ms)
-        why = f"the whole net took {slower():.2f}x the time of dense"
+        why = f"the whole net took {slower():.2f}x the time of dense" + (", no gain beyond noise" if slower() <= 1 else "")
         back = order[:(len(order) + 1) // 2]
         exchange(net, {spare[name][0]: spare[name][1] for name in back})
         for name in back:
