@@ -37,8 +37,9 @@ def steps() -> set[str]:
 @pytest.mark.parametrize("section, least, sources", [
     ("Always sparse", 15, [lambda: medians("cpu-csr.json"), lambda: medians("cpu-sparse-layers.json"), steps]),
     ("Structured", 20, [lambda: medians("cpu-structured.json"), lambda: medians("cpu-structured-layers.json")]),
+    ("Every sparsity", 15, [lambda: medians("cpu-deploy.json"), lambda: medians("cpu-cocktail.json")]),
     ("Measured", 20, [lambda: medians("cpu-ops.json")]),
-], ids=["always sparse", "structured", "measured"])
+], ids=["always sparse", "structured", "every sparsity", "measured"])
 def test_every_time_in_the_readme_was_measured(section, least, sources):
     text = (ROOT / "README.md").read_text().split(f"## {section}")[1].split("\n## ")[0]
     said, measured = re.findall(r"[\d.]+ ms", text), set().union(*(source() for source in sources))
