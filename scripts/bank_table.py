@@ -88,15 +88,15 @@ def run_rows(runs: dict[str, dict]) -> list[str]:
     groups: dict[str, list[dict]] = {}
     for name, run in runs.items():
         groups.setdefault(re.sub(r"-seed\d+$", "", name), []).append(run)
-    lines = ["| run | seeds | " + " | ".join(f"{kind} %" for kind in KINDS) + " | the four before interpolation % | training FLOPs / dense |",
-             "|---" * (len(KINDS) + 4) + "|"]
+    lines = ["| run | epochs | seeds | " + " | ".join(f"{kind} %" for kind in KINDS) + " | the four before merging % | training FLOPs / dense |",
+             "|---" * (len(KINDS) + 5) + "|"]
     for name, group in groups.items():
         after, before = ([means(run, key) for run in group] for key in ("accuracy", "accuracy_before"))
         now, then = ([spread(values) if (values := [found[kind] for found in given if kind in found]) else "-" for kind in KINDS]
                      for given in (after, before))
         cells = [*now, ", ".join(then) if any(before) else "-"]
         flops = statistics.mean(run["training_flops"] / run["dense_training_flops"] for run in group)
-        lines.append(f"| {name} | {len(group)} | {' | '.join(cells)} | {flops:.2f} |")
+        lines.append(f"| {name} | {group[0]['epochs']} | {len(group)} | {' | '.join(cells)} | {flops:.2f} |")
     return lines
 
 
@@ -123,9 +123,10 @@ def main(arguments: list[str] | None = None) -> int:
     first = next(iter(runs.values()), None)
     print("# Banks of sub-nets on CIFAR-10\n")
     if first:
+        epochs = " or ".join(map(str, sorted({run["epochs"] for run in runs.values()})))
         commits = sorted({(run["commit"] or "unknown")[:10] for run in runs.values()})
         print("Made by `scripts/cocktail_evidence.sh DATA_DIR`; settings and figures of each run are beside the reports of the banks. "
-              f"{first['model']}, {first['train_images']:,} training images, {first['epochs']} epochs of {first['steps_per_epoch']} steps, "
+              f"{first['model']}, {first['train_images']:,} training images, {epochs} epochs of {first['steps_per_epoch']} steps, "
               f"{first['test_images']:,} test images. Runs on {first['device']['name']}, {first['device']['threads']} thread(s); torch "
               f"{first['versions']['torch']}; commit {', '.join(commits)}.\n")
     for name, bank in banks.items():

@@ -16,13 +16,18 @@ cocktail=(--stages 3 --rate 0.6 --channel-rate 0.25 --nm 1:2,2:4,4:8 --rewind-st
 for seed in ${SEEDS:-0 1 2}; do
     run "cocktail-seed$seed" sparse-cocktail "${short[@]}" "${cocktail[@]}" --seed "$seed"
 done
-run no-umg-seed0         sparse-cocktail "${short[@]}" "${cocktail[@]}" --umg false
-run no-pivot-seed0       sparse-cocktail "${short[@]}" "${cocktail[@]}" --pivot false
-run no-distill-seed0     sparse-cocktail "${short[@]}" "${cocktail[@]}" --distill false
-run no-interpolate-seed0 sparse-cocktail "${short[@]}" "${cocktail[@]}" --interpolate false
-run no-rewind-seed0      sparse-cocktail "${short[@]}" "${cocktail[@]}" --rewind false
-run naive-refill-seed0   sparse-cocktail "${short[@]}" "${cocktail[@]}" --naive-refill true
-run ast-gc-seed0         ast-gc          "${short[@]}" --sparsity 0.6,0.84,0.936
+run no-rewind-seed0 sparse-cocktail "${short[@]}" "${cocktail[@]}" --rewind false
+run ast-gc-seed0    ast-gc          "${short[@]}" --sparsity 0.6,0.84,0.936
+
+# The ablations beside the whole method, in stages of half that length.
+half=(--model resnet20-b --subset 5000 --holdout 0.1 --epochs 12 --eval-every 12 --threads 1)
+run half-all-seed0            sparse-cocktail "${half[@]}" "${cocktail[@]}"
+run half-no-interpolate-seed0 sparse-cocktail "${half[@]}" "${cocktail[@]}" --interpolate false
+run half-no-rewind-seed0      sparse-cocktail "${half[@]}" "${cocktail[@]}" --rewind false
+run half-no-pivot-seed0       sparse-cocktail "${half[@]}" "${cocktail[@]}" --pivot false
+run half-no-umg-seed0         sparse-cocktail "${half[@]}" "${cocktail[@]}" --umg false
+run half-no-distill-seed0     sparse-cocktail "${half[@]}" "${cocktail[@]}" --distill false
+run half-naive-refill-seed0   sparse-cocktail "${half[@]}" "${cocktail[@]}" --naive-refill true
 
 for name in cocktail-seed0 ast-gc-seed0; do
     measure "$name" --batch 128 --threads 1

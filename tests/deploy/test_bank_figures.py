@@ -179,7 +179,7 @@ def test_the_markdown_table(bank, tmp_path, capsys):
     row = next(line for line in lines if line.startswith("| u0.9 |"))
     assert "| 75.00 | 70.00 | 80.00 |" in row and "| 2.00 | 4.00 (4.00-4.00) | yes |" in row and row.endswith("| 1 csr |")
     assert row.count("|") == lines[lines.index(row) - 4].count("|") == next(line for line in lines if line.startswith("| the net whole")).count("|")
-    assert "| toy | 2 | - | 80.00 ± 0.00 | 60.00 ± 0.00 | - | -, 70.00 ± 0.00, -, - | 0.50 |" in lines
+    assert "| toy | 1 | 2 | - | 80.00 ± 0.00 | 60.00 ± 0.00 | - | -, 70.00 ± 0.00, -, - | 0.50 |" in lines
     assert any("Measured by `sparsekern report toy.safetensors" in line for line in lines) and any("abacus" in line for line in lines)
     (tmp_path / "none").mkdir()
     assert table.main([str(tmp_path / "none")]) == 2
