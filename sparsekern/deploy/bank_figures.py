@@ -292,15 +292,23 @@ def forms_text(row: dict) -> str:
 
 
 def slower_text(report: dict) -> list[str]:
-    """One sentence each about the sub-nets that are slower than the dense net, and those about which the rounds do not agree."""
+    """One sentence each about the sub-nets that are slower than the dense net, those about which the rounds do not agree, and those whose
+    layers all stayed dense, so that what they gain is folding and memory order, not sparsity."""
     rows = [row for row in by_pattern(report["subnets"]) if pattern_kind(row["pattern"]) != "dense"]
     slower, unclear = ([row for row in rows if row["faster"] == answer] for answer in ("no", "unclear"))
+    alike = [row["name"] for row in rows if set(row["forms"]) == {"dense"}]
     found = []
     if slower:
         found.append("Slower than the dense net here: " + ", ".join(f"{row['name']} ({row['speedup']:.2f}x)" for row in slower) + ".")
     if unclear:
         found.append("No clear difference from the dense net: " + ", ".join(f"{row['name']} ({row['speedup']:.2f}x)" for row in unclear) + ".")
-    return found or (["Every sparse sub-net is faster than the dense net here."] if rows else [])
+    if rows and not found:
+        found.append("Every sparse sub-net is faster than the dense net as it stands here.")
+    if alike:
+        found.append(f"No layer of {', '.join(alike)} is faster sparse here: they run as dense nets, and gain what the dense net gains when it is "
+                     f"deployed the same way.")
+    whole = [row["speedup"] for row in report["subnets"] if pattern_kind(row["pattern"]) == "dense"]
+    return found + [f"The dense net deployed the same way: {speedup:.2f}x." for speedup in whole[:1] if rows]
 
 
 def _sizes(row: dict) -> tuple[str, ...]:
