@@ -265,13 +265,14 @@ class SubnetBank:
         return made.eval()
 
     def deploy(self, name: str, device: torch.device | str = "cpu", batch: int = 128, *, model: nn.Module | None = None,
-               example: Tensor | None = None, fold: bool = False, **options) -> nn.Module:
+               example: Tensor | None = None, fold: bool = True, **options) -> nn.Module:
         """The sub-net as a plain module that is really smaller or faster on `device`; its attribute `deployment` says layer by layer why.
 
         Args:
             batch: images at a time, for which layers are measured.
             model: as in `plain`. example: inputs to measure with, where the bank does not know the shape of an image, or in place of `batch`.
-            fold, options: as in `compact`.
+            fold: batch norms become part of the layers before them, as in the report that `fit` asks; False leaves them.
+            options: as in `compact`.
         Raises:
             BankError: as `plain`; no example for a bank that names no model. ValueError: what `compact` refuses.
         """

@@ -1,14 +1,6 @@
-"""Tiny models: more threads than one only wait for each other. And the bank of toys."""
+"""The bank of toys."""
 import pytest
-import torch
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from one_thread import one_thread  # noqa: F401  a fixture
 
 
 @pytest.fixture

@@ -29,6 +29,17 @@ def test_what_is_deployed_computes_what_was_trained(tmp_path, kind):
         assert sum(p.numel() for p in deployed.parameters()) < sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.parametrize("kind", ["ast-gc", "ast-gc nm", "static"])
+def test_deploy_on_every_device(tmp_path, kind, device):
+    net, sparsifier = trained(kind, tmp_path)
+    bank, model = SubnetBank.from_sparsifier(sparsifier), small_convnet()
+    for name, wanted in outputs(net, sparsifier).items():
+        deployed = bank.deploy(name, device, model=model, example=toy_batch(1, 4)[0], rounds=1)
+        assert {tensor.device.type for tensor in deployed.state_dict().values()} == {device.type}
+        with torch.no_grad():
+            torch.testing.assert_close(deployed(toy_batch(99)[0].to(device)).cpu(), wanted, rtol=1e-3, atol=1e-3)
+
+
 def test_deploy_takes_the_shape_from_the_bank(tmp_path):
     _, sparsifier = trained("static", tmp_path, build_model("small_cnn", classes=4, shape=(3, 8, 8)))
     bank = SubnetBank.from_sparsifier(sparsifier, model={"name": "small_cnn", "classes": 4, "shape": [3, 8, 8]})

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from lively import lively
 from torch import nn
 from torch.nn import functional as F
 
@@ -33,14 +34,7 @@ def images(count=2, size=16, seed=0):
 def built(name, seed=0):
     """A model whose norms and biases are as after some training."""
     torch.manual_seed(seed)
-    model, draws = build_model(name, shape=(3, 16, 16)), torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.weight.data.uniform_(0.5, 1.5, generator=draws)
-            module.bias.data.normal_(0, 0.3, generator=draws)
-            module.running_mean.normal_(0, 0.3, generator=draws)
-            module.running_var.uniform_(0.5, 2, generator=draws)
-    return model.eval()
+    return lively(build_model(name, shape=(3, 16, 16)), seed).eval()
 
 
 def random_masks(model, density=0.3, seed=0):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lively import lively
 from torch import nn
 
 from sparsekern.sparsity.channel_groups import find_channel_groups
@@ -16,18 +17,6 @@ MODELS = ["mlp", "small_cnn", "resnet20", "resnet20-b", "resnet18", "wrn-22-2", 
 
 def images(count=4, size=32, seed=0):
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
-
-
-def lively(model, seed=0):
-    """Norms and biases as after some training."""
-    draws = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.weight.data.uniform_(0.5, 1.5, generator=draws)
-            module.bias.data.normal_(0, 0.3, generator=draws)
-            module.running_mean.normal_(0, 0.3, generator=draws)
-            module.running_var.uniform_(0.5, 2, generator=draws)
-    return model
 
 
 def random_keep(groups, seed=0, share=0.4):
